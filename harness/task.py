@@ -92,13 +92,14 @@ class Generated(Sequence[Problem]):
 
     def _unrepeated(self) -> Iterator[Problem]:
         seen: set[str] = set()
-        i = 0
-        while len(seen) < len(self):
+        for i in range(20 * len(self)):
             problem = self._nth(i)
-            i += 1
             if problem.prompt not in seen:
                 seen.add(problem.prompt)
                 yield problem
+            if len(seen) == len(self):
+                return
+        raise ValueError(f"{self.name}/{self.split}: only {len(seen)} of {len(self)} problems are distinct; widen the draw")
 
     def __len__(self) -> int:
         return self.SIZES[self.split]

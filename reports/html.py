@@ -1,0 +1,141 @@
+"""One self-contained page from run directories. The same directories give the same bytes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from reports import escape, leaderboard, numbers, provenance
+from reports.curves import AXES, Panel, panels
+from reports.finding import ENOUGH_SEEDS, finding
+from reports.intervals import Ranking, ranking
+from reports.leaderboard import Board, leaderboards
+from reports.load import Comparison, Run, load
+from reports.samples import FILTERS, Samples, samples
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Section:
+    """All there is to show for one task and one model."""
+
+    id: str
+    board: Board
+    runs: tuple[Run, ...]
+    finding: str
+    ranking: Ranking | None
+    panels: list[Panel]
+    samples: Samples | None
+    cards: list[provenance.Card]
+    shared: list[tuple[str, str]]
+    different: list[provenance.Difference]
+
+    @property
+    def rows(self) -> list[dict[str, object]]:
+        return [{str(key): value for key, value in row.items()} for row in self.board.frame.to_dict("records")]
+
+    @property
+    def forgets(self) -> bool:
+        """Whether other tasks were asked too."""
+        return bool(self.board.frame["forgetting"].notna().any())
+
+
+def _colours(comparison: Comparison) -> dict[str, int]:
+    """A number for each arm, the same wherever it is drawn; 0 is the base's."""
+    bases = {run.label for run in comparison.runs if leaderboard.is_base(run)}
+    others = [label for label in comparison.labels if label not in bases]
+    return dict.fromkeys(bases, 0) | {label: number for number, label in enumerate(others, start=1)}
+
+
+def _section(number: int, board: Board, comparison: Comparison, colours: dict[str, int]) -> Section:
+    runs = comparison.of(board.task, board.model)
+    shared, different = provenance.settings(runs)
+    return Section(
+        f"s{number}",
+        board,
+        runs,
+        finding([board]),
+        ranking(board.frame, colours),
+        panels(runs, colours),
+        samples(runs),
+        provenance.cards(runs),
+        shared,
+        different,
+    )
+
+
+def _digest(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=escape.finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "percent": numbers.percent,
+        "points": numbers.points,
+        "si": numbers.si,
+        "pieces": escape.pieces,
+        "sortable": lambda value: f"{value:.6g}" if isfinite(value) else "",
+    }
+    return made
+
+
+def render(root: Path | str, name: str) -> str:
+    """The report of the comparison `name` under `root`, as one HTML page."""
+    comparison = load(root, name)
+    boards = leaderboards(comparison)
+    colours = _colours(comparison)
+    style, script = ((HERE / file).read_text(encoding="utf-8") for file in ("style.css", "script.js"))
+    page = _environment().get_template("template.html.j2")
+    return page.render(
+        comparison=comparison,
+        counts={status: comparison.count(status) for status in ("done", "failed", "unfinished", "missing")},
+        finding=finding(boards),
+        sections=[_section(number, board, comparison, colours) for number, board in enumerate(boards)],
+        colours=colours,
+        axes=AXES,
+        filters=FILTERS,
+        enough=ENOUGH_SEEDS,
+        troubled=[run for run in comparison.runs if not run.done],
+        environment=provenance.environment(comparison.runs),
+        commands=provenance.commands(comparison),
+        style=Markup(style),
+        script=Markup(script),
+        style_digest=_digest(style),
+        script_digest=_digest(script),
+    )
+
+
+def write(root: Path | str, name: str, output: Path | str | None = None) -> Path:
+    """Render and write in one move, so that the file is the old report or the new one, never half of one."""
+    page = render(root, name)
+    path = Path(output) if output is not None else Path(root) / "comparisons" / name / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path

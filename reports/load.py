@@ -1,0 +1,219 @@
+"""Run directories in, frozen values out. Reads files only; knows no model, method or task."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+Status = Literal["done", "failed", "unfinished", "missing"]
+Record = Mapping[str, Any]
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+EVALUATION = re.compile(r"(?P<step>\d+)-(?P<split>.+)\.jsonl")
+HEADLINE = "test/pass@1"
+
+
+class ReportError(ValueError):
+    """A folder that cannot be read: names the file and what is wrong with it."""
+
+    def __init__(self, path: Path, problem: str):
+        super().__init__(f"{path}: {problem}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its directory tells it. A run that is missing or broken off is a value too, never an omission."""
+
+    id: str
+    directory: Path
+    status: Status
+    reason: str = ""
+    label: str = "?"
+    method: str = "?"
+    task: str = "?"
+    model: str = "?"
+    seed: int | None = None
+    config: Record = field(default_factory=dict[str, Any])
+    environment: Record = field(default_factory=dict[str, Any])
+    metrics: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
+
+    @property
+    def done(self) -> bool:
+        return self.status == "done"
+
+    def final(self, name: str) -> float:
+        """The last value that was logged under `name`, nan where there is none."""
+        if name not in self.metrics:
+            return float("nan")
+        values = self.metrics[name].dropna()
+        return float(values.iloc[-1]) if len(values) else float("nan")
+
+    def evaluation(self, split: str) -> list[dict[str, Any]]:
+        """The rows of the last evaluation on `split`, one a completion."""
+        found: list[tuple[int, Path]] = []
+        for path in (self.directory / "evals").glob("*.jsonl"):
+            match = EVALUATION.fullmatch(path.name)
+            if match and match["split"] == split:
+                found.append((int(match["step"]), path))
+        return read_jsonl(max(found)[1]) if found else []
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was asked, and the runs in the order of the question."""
+
+    name: str
+    asked: Record
+    runs: tuple[Run, ...]
+
+    @property
+    def question(self) -> str:
+        return str(self.asked.get("question", ""))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Arms in the order of the comparison."""
+        return tuple(dict.fromkeys(run.label for run in self.runs if run.label != "?"))
+
+    @property
+    def sections(self) -> tuple[tuple[str, str], ...]:
+        """Each (task, model) that was asked for, in order."""
+        return tuple(dict.fromkeys((run.task, run.model) for run in self.runs if run.task != "?"))
+
+    def of(self, task: str, model: str) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if (run.task, run.model) == (task, model))
+
+    def count(self, status: Status) -> int:
+        return sum(run.status == status for run in self.runs)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """One object a line. A torn last line is what a killed writer leaves and is ignored; any other is an error."""
+    lines = path.read_bytes().split(b"\n")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ReportError(path, f"line {number} is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ReportError(path, f"line {number} is not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ReportError(path, f"not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ReportError(path, "not a JSON object")
+    return value
+
+
+def _read_metrics(path: Path) -> pd.DataFrame:
+    """One row a step: what a resumed run logged twice counts once, and its last word holds."""
+    rows = read_jsonl(path) if path.exists() else []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("step"), int):
+            raise ReportError(path, f"record {number} has no whole number under `step`")
+    if not rows:
+        return pd.DataFrame()
+    frame = pd.DataFrame(rows).apply(pd.to_numeric, errors="coerce")
+    return pd.DataFrame(frame.groupby("step", as_index=False).last())
+
+
+def _load_run(root: Path, identity: str) -> Run:
+    directory = root / "runs" / identity
+    path = directory / "config.json"
+    if not path.exists():
+        reason = "no config.json" if directory.exists() else "no run directory: not started yet, or deleted"
+        return Run(identity, directory, "missing", reason)
+    config = _read_json(path)
+    for key in ("label", "method", "task", "model", "seed"):
+        if key not in config:
+            raise ReportError(path, f"no `{key}`")
+    environment = directory / "environment.json"
+    run = Run(
+        identity,
+        directory,
+        "unfinished",
+        "neither DONE nor FAILED",
+        label=str(config["label"]),
+        method=str(config["method"]),
+        task=str(config["task"]),
+        model=str(config["model"]),
+        seed=int(config["seed"]),
+        config=config,
+        environment=_read_json(environment) if environment.exists() else {},
+        metrics=_read_metrics(directory / "metrics.jsonl"),
+    )
+    if (directory / "DONE").exists():
+        if pd.notna(run.final(HEADLINE)):
+            return replace(run, status="done", reason="")
+        return replace(run, reason=f"DONE, but metrics.jsonl holds no {HEADLINE}")
+    if (directory / "FAILED").exists():
+        reason = (directory / "FAILED").read_text(encoding="utf-8", errors="replace").strip()
+        return replace(run, status="failed", reason=reason or "FAILED is empty")
+    return run
+
+
+def _arm(identity: str) -> str:
+    """A run's name up to its seed, which all seeds of one arm share."""
+    return re.sub(r"-s\d+-[^-]+$", "", identity)
+
+
+def _placed(runs: list[Run]) -> tuple[Run, ...]:
+    """Missing runs attributed to the arm whose name they carry, where exactly one does."""
+    known: dict[str, set[tuple[str, str, str, str]]] = {}
+    for run in runs:
+        if run.status != "missing":
+            known.setdefault(_arm(run.id), set()).add((run.label, run.method, run.task, run.model))
+    placed: list[Run] = []
+    for run in runs:
+        arms = known.get(_arm(run.id), set())
+        if run.status == "missing" and len(arms) == 1:
+            label, method, task, model = next(iter(arms))
+            seed = re.search(r"-s(\d+)-[^-]+$", run.id)
+            run = replace(run, label=label, method=method, task=task, model=model, seed=int(seed[1]) if seed else None)
+        placed.append(run)
+    return tuple(placed)
+
+
+def load(root: Path | str, name: str) -> Comparison:
+    """The comparison `name` under `root`, with every run that it lists."""
+    root = Path(root)
+    folder = root / "comparisons" / name
+    if not SAFE_NAME.fullmatch(name):
+        raise ReportError(folder, "not a name of a comparison (letters, digits, `.`, `_` and `-`)")
+    if not folder.is_dir():
+        raise ReportError(folder, "no such comparison")
+    path = folder / "comparison.toml"
+    if not path.exists():
+        raise ReportError(path, "missing")
+    try:
+        asked = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ReportError(path, f"not TOML ({error})") from None
+    listed = folder / "runs.txt"
+    if not listed.exists():
+        raise ReportError(listed, "missing")
+    identities = list(dict.fromkeys(listed.read_text(encoding="utf-8").split()))
+    if not identities:
+        raise ReportError(listed, "lists no run")
+    for identity in identities:
+        if not SAFE_NAME.fullmatch(identity):
+            raise ReportError(listed, f"not a run id: {identity!r}")
+    return Comparison(name, asked, _placed([_load_run(root, identity) for identity in identities]))

@@ -1,0 +1,110 @@
+"""What was run and where: the arms' settings, what differs between them, and the environment."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from reports.load import Comparison, Run
+
+NOT_SETTINGS = ("label", "seed", "task", "model")
+
+
+@dataclass(frozen=True)
+class Card:
+    """One arm as it was configured."""
+
+    label: str
+    method: str
+    options: tuple[tuple[str, str], ...]
+    runs: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting on which the arms differ; `values` in the order of the cards."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+def written(value: object) -> str:
+    """A setting on one line."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings under dotted names."""
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = written(value)
+    return found
+
+
+def _firsts(runs: Sequence[Run]) -> list[Run]:
+    found: dict[str, Run] = {}
+    for run in runs:
+        if run.config:
+            found.setdefault(run.label, run)
+    return list(found.values())
+
+
+def cards(runs: Sequence[Run]) -> list[Card]:
+    """A card for each arm that has a config."""
+    return [
+        Card(
+            run.label,
+            run.method,
+            tuple(sorted(flat(run.config.get("options") or {}).items())),
+            sum(other.label == run.label for other in runs),
+        )
+        for run in _firsts(runs)
+    ]
+
+
+def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[Difference]]:
+    """What all arms share, and what differs between them beside their options."""
+    configs = [flat({k: v for k, v in run.config.items() if k not in NOT_SETTINGS}) for run in _firsts(runs)]
+    shared: list[tuple[str, str]] = []
+    different: list[Difference] = []
+    for key in sorted({key for config in configs for key in config}):
+        values = tuple(config.get(key, "–") for config in configs)
+        if len(set(values)) == 1:
+            shared.append((key, values[0]))
+        else:
+            different.append(Difference(key, values))
+    return shared, different
+
+
+def environment(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Each recorded fact with the values it took and in how many runs; more than one value is worth a look."""
+    facts: dict[str, Counter[str]] = {}
+    for run in runs:
+        for key, value in flat({k: v for k, v in run.environment.items() if k != "argv"}).items():
+            facts.setdefault(key, Counter())[value] += 1
+    return [
+        (key, sorted(values.items(), key=lambda item: (-item[1], item[0]))) for key, values in sorted(facts.items())
+    ]
+
+
+def commands(comparison: Comparison) -> list[str]:
+    """The commands that made these runs: what the comparison says, else what the runs recorded."""
+    asked = comparison.asked.get("command")
+    if isinstance(asked, str):
+        return [asked]
+    found: set[str] = set()
+    for run in comparison.runs:
+        argv = run.environment.get("argv")
+        if isinstance(argv, list) and "run" in argv:
+            found.add(shlex.join([PurePath(str(argv[0])).name, *map(str, argv[1:])]))
+    return sorted(found)

@@ -1,0 +1,127 @@
+"""The same held-out problems side by side: what each arm wrote, and how that differs from the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reports.leaderboard import is_base
+from reports.load import Run
+
+MOST_PROBLEMS = 40
+FEW = 10
+
+GAINED, LOST, CUT = "gained", "lost", "truncated"
+FILTERS = ((GAINED, "base wrong → arm right"), (LOST, "base right → arm wrong"), (CUT, "truncated"))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One arm's greedy completion of one problem."""
+
+    label: str
+    completion: str
+    correct: bool
+    truncated: bool
+    reward: float
+    answer: str
+    reason: str
+    length: int
+    kinds: tuple[str, ...]  # how it differs from the base's
+
+
+@dataclass(frozen=True)
+class Problem:
+    prompt: str
+    expected: str
+    band: str
+    answers: tuple[Answer | None, ...]  # in the order of the labels
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(sorted({kind for answer in self.answers if answer for kind in answer.kinds}))
+
+
+@dataclass(frozen=True)
+class Samples:
+    seed: int
+    labels: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    total: int
+    counts: Mapping[str, int]  # of all problems, shown or not
+
+
+def _greedy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """One completion a problem: the greedy one, or the first where none is."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        name = str(row.get("problem"))
+        if name not in found or (row.get("greedy") and not found[name].get("greedy")):
+            found[name] = row
+    return found
+
+
+def _correct(row: Mapping[str, Any]) -> bool:
+    return row.get("reward") == 1
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _answer(label: str, row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Answer:
+    correct, truncated = _correct(row), bool(row.get("truncated"))
+    kinds = [CUT] if truncated else []
+    if base is not None and correct != _correct(base):
+        kinds.append(GAINED if correct else LOST)
+    reward = row.get("reward")
+    length = row.get("length")
+    return Answer(
+        label,
+        _text(row.get("completion")),
+        correct,
+        truncated,
+        float(reward) if isinstance(reward, (int, float)) else float("nan"),
+        _text(row.get("answer")),
+        _text(row.get("reason")),
+        length if isinstance(length, int) else 0,
+        tuple(kinds),
+    )
+
+
+def _chosen(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """The first few of every kind, then from the top, in the order of the problems."""
+    picked: dict[int, None] = {}
+    for kind, _ in FILTERS:
+        picked |= dict.fromkeys([i for i, problem in enumerate(problems) if kind in problem.kinds][:FEW])
+    for i in range(len(problems)):
+        if len(picked) >= MOST_PROBLEMS:
+            break
+        picked[i] = None
+    return tuple(problems[i] for i in sorted(picked))
+
+
+def samples(runs: Sequence[Run]) -> Samples | None:
+    """Greedy completions of the test problems for the seed that most arms finished (the lowest of those)."""
+    done = [run for run in runs if run.done and run.seed is not None]
+    if not done:
+        return None
+    seeds = [run.seed for run in done if run.seed is not None]
+    seed = min(set(seeds), key=lambda s: (-seeds.count(s), s))
+    arms = {run.label: _greedy(run.evaluation("test")) for run in done if run.seed == seed}
+    arms = {label: rows for label, rows in arms.items() if rows}
+    if not arms:
+        return None
+    base = next((arms[run.label] for run in done if is_base(run) and run.seed == seed and run.label in arms), {})
+    problems: list[Problem] = []
+    for name in dict.fromkeys(name for rows in arms.values() for name in rows):
+        first = next(rows[name] for rows in arms.values() if name in rows)
+        answers = tuple(
+            _answer(label, rows[name], base.get(name)) if name in rows else None for label, rows in arms.items()
+        )
+        problems.append(
+            Problem(_text(first.get("prompt")), _text(first.get("expected")), _text(first.get("band")), answers)
+        )
+    counts = {kind: sum(kind in problem.kinds for problem in problems) for kind, _ in FILTERS}
+    return Samples(seed, tuple(arms), _chosen(problems), len(problems), counts)

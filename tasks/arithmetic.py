@@ -1,0 +1,91 @@
+"""Multi-digit addition, subtraction and multiplication, worked out column by column.
+
+    prompt      438+57=
+    solution    <8+7=15,3+5+1=9,4=4>495
+    bands       digits of the longer operand: 2, 3, 4 for + and -, 2 and 3 for *;  out of distribution: one digit more
+    chance      a number of the right length, drawn evenly, is right about once in 2,000 (0.0005 over the bands below)
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from harness.task import Problem, Task, Verdict, generated, problem
+from tasks._completion import exact, thinking
+
+
+def draw(rng: Random, ood: bool) -> Problem:
+    operator = rng.choice("++--*")
+    digits = rng.choice((2, 3) if operator == "*" else (2, 3, 4)) if not ood else (4 if operator == "*" else 5)
+    a = number(rng, digits)
+    match operator:
+        case "+":
+            a, b = shuffled(rng, a, number(rng, rng.randint(max(2, digits - 1), digits)))
+            answer, thought = a + b, add(a, b)
+        case "-":
+            b = number(rng, rng.randint(max(2, digits - 1), digits))
+            a, b = max(a, b), min(a, b)
+            answer, thought = a - b, subtract(a, b)
+        case _:
+            b = rng.randint(2, 9)
+            answer, thought = a * b, multiply(a, b)
+    return problem(
+        "arithmetic", f"{a}{operator}{b}=", str(answer), thinking(thought, str(answer)), band=f"{operator}{digits}"
+    )
+
+
+def number(rng: Random, digits: int) -> int:
+    return rng.randrange(10 ** (digits - 1), 10**digits)
+
+
+def shuffled(rng: Random, a: int, b: int) -> tuple[int, int]:
+    return (a, b) if rng.random() < 0.5 else (b, a)
+
+
+def columns(a: int, b: int) -> list[tuple[int, int | None]]:
+    """Digits of a and b from the right; None where b has no more."""
+    top, bottom = str(max(a, b))[::-1], str(min(a, b))[::-1]
+    return [(int(d), int(bottom[i]) if i < len(bottom) else None) for i, d in enumerate(top)]
+
+
+def add(a: int, b: int) -> str:
+    steps, carry = list[str](), 0
+    for x, y in columns(a, b):
+        terms = [x] if y is None else [x, y]
+        total = sum(terms) + carry
+        steps.append("+".join(map(str, terms + [1] * carry)) + f"={total}")
+        carry = total // 10
+    return ",".join(steps)
+
+
+def subtract(a: int, b: int) -> str:
+    steps, borrow = list[str](), 0
+    for x, y in columns(a, b):
+        take = (y or 0) + borrow
+        lent = 10 if x < take else 0
+        steps.append(f"{x + lent}" + (f"-{y}" if y is not None else "") + "-1" * borrow + f"={x + lent - take}")
+        borrow = lent // 10
+    return ",".join(steps)
+
+
+def multiply(a: int, b: int) -> str:
+    steps, carry = list[str](), 0
+    for digit in map(int, str(a)[::-1]):
+        total = digit * b + carry
+        steps.append(f"{digit}*{b}" + (f"+{carry}" if carry else "") + f"={total}")
+        carry = total // 10
+    return ",".join(steps)
+
+
+def verify(problem: Problem, completion: str) -> Verdict:
+    return exact(completion, problem.answer)
+
+
+TASK = Task(
+    name="arithmetic",
+    summary="add, subtract and multiply numbers of two to four digits",
+    problems=generated("arithmetic", draw),
+    verify=verify,
+    chance=0.0005,
+    max_new_tokens=64,
+)

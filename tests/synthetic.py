@@ -1,0 +1,193 @@
+"""Run directories as the harness writes them, made up: what the report tests read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+ARMS: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "base": ("base", 0.0, {}),
+    "sft": ("sft", 0.22, {"learning_rate": 1e-3, "batch": 64}),
+    "distill": ("distill", 0.30, {"learning_rate": 1e-3, "alpha": 0.5, "temperature": 2.0}),
+    "dpo": ("dpo", 0.14, {"learning_rate": 3e-4, "beta": 0.1}),
+    "ppo": ("ppo", 0.31, {"learning_rate": 5e-4, "beta": 0.02, "clip": 0.2, "lam": 1.0}),
+    "grpo": ("grpo", 0.36, {"learning_rate": 5e-4, "beta": 0.04, "clip": 0.2, "G": 8}),
+    "grpo-random-reward": ("grpo", 0.005, {"learning_rate": 5e-4, "beta": 0.04, "G": 8, "reward": "random"}),
+}
+TRAINED_BY_REWARD = ("ppo", "grpo")
+HOSTILE = (
+    "<script>alert(1)</script></script><img src=x onerror=alert(2)>\u202egnp.exe\x1b[31m\x00\u2028\ud800" + "x" * 9000
+)
+BASE = 0.23
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _meter(step: int, rate: float) -> dict[str, float]:
+    return {
+        "budget/flops": 2e12 * step / 200,
+        "budget/sampled_tokens": int(9000 * step * rate),
+        "budget/scored_tokens": int(4000 * step * rate),
+        "budget/trained_tokens": 5200 * step,
+        "budget/verifier_calls": int(128 * step * rate),
+        "budget/seconds": 0.6 * step * (1 + rate),
+        "budget/eval_seconds": 0.05 * step + 3,
+        "budget/peak_bytes": 3.2e8,
+    }
+
+
+def _evaluation(random: Random, split: str, skill: float, length: float, kl: float) -> dict[str, float]:
+    return {
+        f"{split}/pass@1": min(max(skill + random.gauss(0, 0.008), 0), 1),
+        f"{split}/greedy": min(max(skill + 0.03 + random.gauss(0, 0.01), 0), 1),
+        f"{split}/reward": min(max(skill + 0.02, 0), 1),
+        f"{split}/mean_length": length + random.gauss(0, 0.4),
+        f"{split}/truncated": max(0.02 + random.gauss(0, 0.004), 0),
+        f"{split}/kl": kl,
+    }
+
+
+def _metrics(random: Random, label: str, method: str, gain: float, steps: int, others: Sequence[str]) -> list[dict]:
+    rate = 1.0 if method in TRAINED_BY_REWARD else 0.0 if method == "sft" else 0.4
+    lift = gain + (random.gauss(0, 0.015) if gain else 0)
+    rows: list[dict[str, Any]] = []
+    for step in range(steps + 1):
+        share = 1 - 2.718 ** (-3.2 * step / max(steps, 1))
+        skill, kl = BASE + lift * share, 0.9 * abs(gain) * share
+        length = 14 + (9 * share if "random" not in label and method in TRAINED_BY_REWARD else 2 * share)
+        meter = _meter(step, rate)
+        if step:
+            train = {"loss": 1.4 - share + random.gauss(0, 0.05), "grad_norm": 0.7, "learning_rate": 5e-4}
+            if method in TRAINED_BY_REWARD:
+                reward = 0.5 if "random" in label else skill
+                train |= {
+                    "reward": reward + random.gauss(0, 0.05),
+                    "reward_std": 0.4,
+                    "frac_reward_zero_std": 0.1,
+                    "kl": kl,
+                    "entropy": 1.1 - 0.6 * share + random.gauss(0, 0.02),
+                    "completions/mean_length": length,
+                    "completions/clipped_ratio": 0.02,
+                    "clip_ratio/region_mean": 0.01,
+                }
+            rows.append({"step": step, **train, **meter})
+        if step % 20 == 0 or step == steps:
+            rows.append({"step": step, **_evaluation(random, "eval", skill, length, kl), **meter})
+    last = BASE + lift * (0.96 if steps else 0)
+    final = {"step": steps, **_evaluation(random, "test", last, length, kl), **_meter(steps, rate)}
+    final |= _evaluation(random, "ood", 0.4 * last, length + 3, kl)
+    final |= {f"other/{task}/pass@1": max(0.3 - 0.2 * gain + random.gauss(0, 0.01), 0) for task in others}
+    return [*rows, final]
+
+
+def _completions(random: Random, skill: float, problems: int, hostile: bool) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for number in range(problems):
+        left, right = 3 + number * 7 % 41, 2 + number * 5 % 37
+        for sample, greedy in ((0, True), (0, False), (1, False)):
+            right_answer = random.random() < skill
+            answer = str(left + right if right_answer else left + right + random.choice([-10, -1, 1, 10]))
+            cut = not right_answer and random.random() < 0.08
+            completion = f"<{left}+{right}: {left % 10}+{right % 10}={left % 10 + right % 10}>{answer}"
+            if cut:
+                completion, answer = f"<{left}+{right}: " + "0" * 24, ""
+            if hostile and number == 0:
+                completion = HOSTILE
+            rows.append(
+                {
+                    "problem": f"p{number:04d}",
+                    "sample": sample,
+                    "greedy": greedy,
+                    "prompt": f"{left}+{right}=",
+                    "completion": completion,
+                    "reward": float(right_answer),
+                    "answer": answer or None,
+                    "expected": str(left + right),
+                    "reason": "correct" if right_answer else "truncated" if cut else "wrong answer",
+                    "length": len(completion),
+                    "truncated": cut,
+                    "band": ["easy", "hard"][number % 2],
+                }
+            )
+    return rows
+
+
+def write_run(
+    root: Path,
+    label: str,
+    seed: int,
+    task: str = "arithmetic",
+    model: str = "tiny",
+    state: str = "done",
+    steps: int = 100,
+    problems: int = 40,
+    hostile: bool = False,
+    others: Sequence[str] = (),
+    gain: float | None = None,
+) -> str:
+    """Write one run directory in the given state (done, failed, unfinished or missing) and return its id."""
+    method, usual, options = ARMS[label]
+    gain = usual if gain is None else gain
+    identity = f"{task}-{label}-{model}-s{seed}-{abs(hash_of(label, task, model, seed)):08x}"
+    if state == "missing":
+        return identity
+    random = Random(f"{label}{task}{model}{seed}")
+    folder = root / "runs" / identity
+    (folder / "evals").mkdir(parents=True)
+    config = {
+        "label": label, "method": method, "task": task, "model": model, "base": f"bases/{model}", "seed": seed,
+        "budget": {"flops": 2e12}, "options": options, "evaluation": {"samples": 2, "temperature": 1.0},
+        "threads": 1, "dtype": "float32",
+    }  # fmt: skip
+    environment = {
+        "git": "0123abcd", "diff": "", "versions": {"python": "3.11.9", "torch": "2.13.0"}, "device": "cpu",
+        "cpu": "Example CPU", "threads": 1, "argv": ["bakeoff", "run", "sweeps/demo.toml"],
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "environment.json").write_text(json.dumps(environment))
+    steps = 0 if method == "base" else steps
+    rows = _metrics(random, label, method, gain, steps, others)
+    if state != "done":
+        rows = rows[: len(rows) // 2]
+    (folder / "metrics.jsonl").write_text("".join(map(_line, rows)))
+    if state == "done":
+        for split in ("test", "validation"):
+            texts = _completions(random, BASE + gain, problems, hostile)
+            (folder / "evals" / f"{steps:06d}-{split}.jsonl").write_text("".join(map(_line, texts)))
+        (folder / "DONE").write_text("")
+    if state == "failed":
+        (folder / "FAILED").write_text("Traceback (most recent call last):\n  ...\nFloatingPointError: loss is nan\n")
+    return identity
+
+
+def hash_of(*parts: object) -> int:
+    """A number that is the same in every process."""
+    return Random(repr(parts)).getrandbits(32)
+
+
+def write_comparison(
+    root: Path,
+    name: str = "demo",
+    arms: Sequence[str] = tuple(ARMS),
+    seeds: int = 3,
+    tasks: Sequence[str] = ("arithmetic",),
+    states: Mapping[tuple[str, int], str] | None = None,
+    question: str = "Which method teaches a tiny model to add?",
+    **run: Any,
+) -> list[str]:
+    """Write a comparison and its runs; `states` says which (label, seed) did not end well."""
+    identities = [
+        write_run(root, label, seed, task, state=(states or {}).get((label, seed), "done"),
+                  others=[other for other in tasks if other != task], **run)
+        for task in tasks for label in arms for seed in range(seeds)
+    ]  # fmt: skip
+    folder = root / "comparisons" / name
+    folder.mkdir(parents=True)
+    (folder / "comparison.toml").write_text(f'name = "{name}"\nquestion = {json.dumps(question)}\n')
+    (folder / "runs.txt").write_text("".join(f"{identity}\n" for identity in identities))
+    return identities
