@@ -75,9 +75,7 @@ CONDITIONS: dict[str, tuple[tuple[int, int, tuple[int, ...]], ...]] = {
     "tgkill": ((0, ALL, (OURSELVES,)),),
     "prctl": ((0, ALL, (15, 16)),),  # thread names
 }
-READ_ONLY = (
-    (2, 0o20000003 | os.O_CREAT | os.O_TRUNC, (0,)),
-)  # openat where landlock does not judge; 0o2... is TMPFILE
+READ_ONLY = ((2, 0o20000003 | os.O_CREAT | os.O_TRUNC, (0,)),)  # openat where landlock does not judge; 0o2... is TMPFILE
 
 
 class RefusedValue(ValueError):

@@ -27,9 +27,7 @@ from typing import Literal
 
 from harness import _zygote
 
-Kind = Literal[
-    "ok", "syntax_error", "runtime_error", "timeout", "memory", "output_limit", "policy", "crash", "no_result"
-]
+Kind = Literal["ok", "syntax_error", "runtime_error", "timeout", "memory", "output_limit", "policy", "crash", "no_result"]
 
 PATIENCE = 30.0  # seconds for what the sandbox itself has to do: starting, forking, reaping
 LONGEST_CODE = 1 << 20  # characters

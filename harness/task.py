@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, overload
 
 Split = Literal["train", "validation", "test", "ood"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,8 @@ class Generated(Sequence[Problem]):
     SHARES: Mapping[Split, range] = {"train": range(80), "validation": range(80, 90), "test": range(90, 100)}
 
     def __init__(self, name: str, draw: Draw, split: Split):
-        self.name, self.draw, self.split = name, draw, split
+        self.name, self.draw = name, draw
+        self.split: Split = split
         self._distinct = list(self._unrepeated()) if split != "train" else None
 
     def _nth(self, i: int) -> Problem:

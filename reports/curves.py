@@ -161,17 +161,11 @@ def spread(wanted: Sequence[int], gap: int = LABEL_GAP) -> list[int]:
 
 def _end(runs: Sequence[Run], axis: Axis) -> float:
     """How far the furthest run went, so that all panels of a section share their x-axis."""
-    ends = [
-        float(run.metrics[list(axis.columns)].sum(axis=1).max())
-        for run in runs
-        if set(axis.columns) <= set(run.metrics)
-    ]
+    ends = [float(run.metrics[list(axis.columns)].sum(axis=1).max()) for run in runs if set(axis.columns) <= set(run.metrics)]
     return max(ends, default=0.0)
 
 
-def _plot(
-    found: Sequence[Series], axis: Axis, quantity: Quantity, colours: dict[str, int], x_end: float, y: list[float]
-) -> Plot:
+def _plot(found: Sequence[Series], axis: Axis, quantity: Quantity, colours: dict[str, int], x_end: float, y: list[float]) -> Plot:
     x_marks = [mark for mark in ticks(0, x_end, 4) if mark <= x_end * 1.001]
 
     def across(x: np.ndarray) -> np.ndarray:
@@ -208,8 +202,7 @@ def panels(runs: Sequence[Run], colours: dict[str, int]) -> list[Panel]:
     drawn: list[Panel] = []
     for quantity in QUANTITIES:
         found = {
-            axis: [s for label, seeds in arms.items() if (s := series(label, seeds, quantity.column, axis))]
-            for axis in AXES
+            axis: [s for label, seeds in arms.items() if (s := series(label, seeds, quantity.column, axis))] for axis in AXES
         }
         everything = [s for group in found.values() for s in group]
         if not everything:

@@ -67,9 +67,7 @@ def _against_base(best: Row) -> str:
         return f"scores highest at {percent(best['pass@1'])}%, not distinguishable from the base ({_interval(delta)})"
     if delta.mean > 0:
         return f"{solves}, {points(delta.mean)} points over the base ({_bounds(delta)})"
-    return (
-        f"scores highest of the trained arms and yet falls {points(delta.mean)} points from the base ({_bounds(delta)})"
-    )
+    return f"scores highest of the trained arms and yet falls {points(delta.mean)} points from the base ({_bounds(delta)})"
 
 
 def _against_runner_up(best: Row, second: Row) -> str:

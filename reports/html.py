@@ -6,9 +6,11 @@ import base64
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -86,13 +88,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "percent": numbers.percent,
         "points": numbers.points,
         "si": numbers.si,
         "pieces": escape.pieces,
         "sortable": lambda value: f"{value:.6g}" if isfinite(value) else "",
     }
+    made.filters.update(filters)
     return made
 
 

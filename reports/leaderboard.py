@@ -66,9 +66,7 @@ def _forgetting(runs: list[Run], base: list[Run]) -> Interval:
         return t_interval([])
     mine, theirs = ([_by_seed(side, name) for name in shared] for side in (runs, base))
     seeds = set.intersection(*(set(values) for values in (*mine, *theirs)))
-    return t_interval(
-        sum(m[seed] - b[seed] for m, b in zip(mine, theirs, strict=True)) / len(shared) for seed in sorted(seeds)
-    )
+    return t_interval(sum(m[seed] - b[seed] for m, b in zip(mine, theirs, strict=True)) / len(shared) for seed in sorted(seeds))
 
 
 def _is_other(column: str) -> bool:
@@ -166,8 +164,7 @@ def text(frame: pd.DataFrame) -> str:
     widths = [max(len(line[i]) for line in table) for i in range(len(header))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in table
     )

@@ -17,6 +17,7 @@ Record = Mapping[str, Any]
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 EVALUATION = re.compile(r"(?P<step>\d+)-(?P<split>.+)\.jsonl")
+IDENTITY = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)-[^-]+")  # task-method-model, then seed and hash
 HEADLINE = "test/pass@1"
 
 
@@ -170,26 +171,34 @@ def _load_run(root: Path, identity: str) -> Run:
     return run
 
 
-def _arm(identity: str) -> str:
-    """A run's name up to its seed, which all seeds of one arm share."""
-    return re.sub(r"-s\d+-[^-]+$", "", identity)
-
-
 def _placed(runs: list[Run]) -> tuple[Run, ...]:
-    """Missing runs attributed to the arm whose name they carry, where exactly one does."""
+    """Missing runs attributed to the arm whose name they carry; where several do, to a doubtful one of their own."""
     known: dict[str, set[tuple[str, str, str, str]]] = {}
     for run in runs:
-        if run.status != "missing":
-            known.setdefault(_arm(run.id), set()).add((run.label, run.method, run.task, run.model))
+        match = IDENTITY.fullmatch(run.id)
+        if run.config and match:
+            known.setdefault(match["arm"], set()).add((run.label, run.method, run.task, run.model))
+    sections = {(run.task, run.model) for run in runs if run.config}
+    labels = {run.label for run in runs if run.config}
     placed: list[Run] = []
     for run in runs:
-        arms = known.get(_arm(run.id), set())
-        if run.status == "missing" and len(arms) == 1:
-            label, method, task, model = next(iter(arms))
-            seed = re.search(r"-s(\d+)-[^-]+$", run.id)
-            run = replace(run, label=label, method=method, task=task, model=model, seed=int(seed[1]) if seed else None)
+        match = IDENTITY.fullmatch(run.id)
+        if run.status == "missing" and match:
+            arms = known.get(match["arm"], set())
+            if len(arms) != 1:
+                arms = _guessed(match["arm"], sections, labels)
+            for label, method, task, model in arms:
+                run = replace(run, label=label, method=method, task=task, model=model, seed=int(match["seed"]))
         placed.append(run)
     return tuple(placed)
+
+
+def _guessed(arm: str, sections: set[tuple[str, str]], labels: set[str]) -> set[tuple[str, str, str, str]]:
+    for task, model in sorted(sections):
+        if arm.startswith(f"{task}-") and arm.endswith(f"-{model}") and len(arm) > len(task) + len(model) + 2:
+            method = arm[len(task) + 1 : -len(model) - 1]
+            return {(f"{method} (?)" if method in labels else method, method, task, model)}
+    return set()
 
 
 def load(root: Path | str, name: str) -> Comparison:

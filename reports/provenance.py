@@ -92,9 +92,7 @@ def environment(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
     for run in runs:
         for key, value in flat({k: v for k, v in run.environment.items() if k != "argv"}).items():
             facts.setdefault(key, Counter())[value] += 1
-    return [
-        (key, sorted(values.items(), key=lambda item: (-item[1], item[0]))) for key, values in sorted(facts.items())
-    ]
+    return [(key, sorted(values.items(), key=lambda item: (-item[1], item[0]))) for key, values in sorted(facts.items())]
 
 
 def commands(comparison: Comparison) -> list[str]:

@@ -117,11 +117,7 @@ def samples(runs: Sequence[Run]) -> Samples | None:
     problems: list[Problem] = []
     for name in dict.fromkeys(name for rows in arms.values() for name in rows):
         first = next(rows[name] for rows in arms.values() if name in rows)
-        answers = tuple(
-            _answer(label, rows[name], base.get(name)) if name in rows else None for label, rows in arms.items()
-        )
-        problems.append(
-            Problem(_text(first.get("prompt")), _text(first.get("expected")), _text(first.get("band")), answers)
-        )
+        answers = tuple(_answer(label, rows[name], base.get(name)) if name in rows else None for label, rows in arms.items())
+        problems.append(Problem(_text(first.get("prompt")), _text(first.get("expected")), _text(first.get("band")), answers))
     counts = {kind: sum(kind in problem.kinds for problem in problems) for kind, _ in FILTERS}
     return Samples(seed, tuple(arms), _chosen(problems), len(problems), counts)

@@ -1,7 +1,7 @@
 """The one shape of a completion in the generated tasks: think first, then answer, or answer at once.
 
-    <7+8=15,4+5+1=10>105        a thought between angle brackets, then the answer and nothing else
-    105                         the answer alone
+<7+8=15,4+5+1=10>105        a thought between angle brackets, then the answer and nothing else
+105                         the answer alone
 """
 
 from __future__ import annotations

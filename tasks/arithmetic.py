@@ -1,9 +1,9 @@
 """Multi-digit addition, subtraction and multiplication, worked out column by column.
 
-    prompt      438+57=
-    solution    <8+7=15,3+5+1=9,4=4>495
-    bands       digits of the longer operand: 2, 3, 4 for + and -, 2 and 3 for *;  out of distribution: one digit more
-    chance      a number of the right length, drawn evenly, is right about once in 2,000 (0.0005 over the bands below)
+prompt      438+57=
+solution    <8+7=15,3+5+1=9,4=4>495
+bands       digits of the longer operand, 2 or 3;  out of distribution: 4 or 5
+chance      a number of the right length, drawn evenly, is right about once in 2,000 (0.0005 over the bands below)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tasks._completion import exact, thinking
 
 def draw(rng: Random, ood: bool) -> Problem:
     operator = rng.choice("++--*")
-    digits = rng.choice((2, 3) if operator == "*" else (2, 3, 4)) if not ood else (4 if operator == "*" else 5)
+    digits = rng.choice((4, 5) if ood else (2, 3))
     a = number(rng, digits)
     match operator:
         case "+":
@@ -29,9 +29,7 @@ def draw(rng: Random, ood: bool) -> Problem:
         case _:
             b = rng.randint(2, 9)
             answer, thought = a * b, multiply(a, b)
-    return problem(
-        "arithmetic", f"{a}{operator}{b}=", str(answer), thinking(thought, str(answer)), band=f"{operator}{digits}"
-    )
+    return problem("arithmetic", f"{a}{operator}{b}=", str(answer), thinking(thought, str(answer)), band=f"{operator}{digits}")
 
 
 def number(rng: Random, digits: int) -> int:

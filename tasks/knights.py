@@ -2,7 +2,7 @@
 
     prompt      A:D#G D:D=J E:G- G:D- J:E+?      A says that D and G differ, D that J is of D's own kind, E that G is a knave
     solution    <J+E+G-D+A+>A+D+E+G-J+           who is what in the order it can be deduced, then by name
-    bands       5 and 6 people;  out of distribution: 7
+    bands       a chain (everyone speaks of the next) or a web, of 5 or 6 people;  out of distribution: 7
     chance      1/2 for each person: (2⁻⁵ + 2⁻⁶)/2 = 0.0234 over the bands
 
 "X:X=Y" (I am of Y's kind) is true of a knight and false of a knave only if Y is a knight; "X:X#Y" only if Y is a knave:
@@ -11,6 +11,7 @@ every puzzle has one such way in, and all the rest follows one person at a time,
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from harness.task import Problem, Task, Verdict, generated, problem
@@ -24,8 +25,9 @@ Statement = tuple[str, str, str]  # (about, + or - or = or #, about): "B is a kn
 def draw(rng: Random, ood: bool) -> Problem:
     people = sorted(rng.sample(NAMES, 7 if ood else rng.choice((5, 6))))
     knight = {p: rng.random() < 0.5 for p in people}
+    shape = rng.choice(("chain", "chain", "web"))
     while True:
-        said = statements(rng, people, knight)
+        said = (chain if shape == "chain" else web)(rng, people, knight)
         order = deduce(said)
         if len(order) == len(people):
             break
@@ -33,25 +35,39 @@ def draw(rng: Random, ood: bool) -> Problem:
     answer = "".join(p + sign[p] for p in people)
     prompt = " ".join(f"{p}:{spoken(said[p])}" for p in people) + "?"
     thought = "".join(p + sign[p] for p in order)
-    return problem("knights", prompt, answer, thinking(thought, answer), band=f"{len(people)} people")
+    return problem("knights", prompt, answer, thinking(thought, answer), band=f"{shape} of {len(people)}")
 
 
-def statements(rng: Random, people: list[str], knight: dict[str, bool]) -> dict[str, Statement]:
-    """One statement each, true if a knight says it and false if a knave does."""
+def chain(rng: Random, people: list[str], knight: dict[str, bool]) -> dict[str, Statement]:
+    """Everyone speaks of the next, and the last gives the first away."""
+    order = rng.sample(people, len(people))
+    said = {p: about(p, q, knight) for p, q in pairwise(order)}
+    return said | {order[-1]: way_in(order[-1], order[0], knight)}
+
+
+def web(rng: Random, people: list[str], knight: dict[str, bool]) -> dict[str, Statement]:
+    """One gives somebody away; the others speak of anyone, or compare two."""
     said = dict[str, Statement]()
-    way_in = rng.choice(people)
+    opener = rng.choice(people)
     for p in people:
-        others = [q for q in people if q != p]
-        if p == way_in:
-            q = rng.choice(others)
-            said[p] = (p, "=" if knight[q] else "#", q)
+        q, r = rng.sample([other for other in people if other != p], 2)
+        if p == opener:
+            said[p] = way_in(p, q, knight)
         elif rng.random() < 0.75:
-            q = rng.choice(others)
-            said[p] = (q, "+" if knight[p] == knight[q] else "-", q)
+            said[p] = about(p, q, knight)
         else:
-            q, r = rng.sample(others, 2)
             said[p] = (q, "=" if knight[p] == (knight[q] == knight[r]) else "#", r)
     return said
+
+
+def about(p: str, q: str, knight: dict[str, bool]) -> Statement:
+    """What p says of q: true from a knight, false from a knave."""
+    return (q, "+" if knight[p] == knight[q] else "-", q)
+
+
+def way_in(p: str, q: str, knight: dict[str, bool]) -> Statement:
+    """p compares q with p: whoever p is, that tells what q is."""
+    return (p, "=" if knight[q] else "#", q)
 
 
 def spoken(statement: Statement) -> str:
@@ -66,14 +82,11 @@ def deduce(said: dict[str, Statement]) -> list[str]:
     """
     tied = [{p, q} if relation in "+-" else {p} ^ {q} ^ {r} for p, (q, relation, r) in said.items()]
     known = list[str]()
-    progress = True
-    while progress:
-        progress = False
-        for people in tied:
-            unknown = people - set(known)
-            if len(unknown) == 1:
-                known += unknown
-                progress = True
+    while len(known) < len(said):
+        follows = [unknown for people in tied if len(unknown := people - set(known)) == 1]
+        if not follows:
+            break
+        known += follows[0]
     return known
 
 

@@ -1,7 +1,7 @@
 """Find the program behind five examples; what is written is executed on inputs that the prompt does not show.
 
-    prompt      1:5 2:8 3:11 4:14 5:17?           x:f(x), five inputs in a row
-    solution    <3,3,3,3;0:2>3*x+2                 differences (for squares, second differences too), f at a telling point
+    prompt      0:5 1:8 2:11 4:17 7:26?    x:f(x) at 0, 1, 2 and two more
+    solution    <3,3;3>3*x+5               two differences, the number that gives the program away, the program
     bands       linear, modulo, square, absolute, floor;  out of distribution: the same forms with larger numbers
     chance      0.002: the program of another problem that begins at the same input
 
@@ -23,46 +23,40 @@ LONGEST = 2_000  # characters of program text that are worth compiling
 
 
 def draw(rng: Random, ood: bool) -> Problem:
-    start = rng.randint(0, 5)
-    inputs = range(start, start + 5)
+    inputs = [0, 1, 2, *sorted(rng.sample(range(3, 10), 2))]
     form = rng.choice(("linear", "linear", "modulo", "square", "absolute", "floor"))
-    while True:
-        program, hint = drawn(rng, form, start, 2 if ood else 1)
-        outputs = [eval(program, {"x": x, "abs": abs}) for x in inputs]
-        first = differences(outputs)
-        if form != "modulo" or min(first) < 0:  # a remainder that never wraps is a line
-            break
-    shown = ",".join(map(str, first))
-    if form == "square":
-        shown += ";" + ",".join(map(str, differences(first)))
+    program, hint = drawn(rng, form, 2 if ood else 1)
+    outputs = [evaluate(program, x) for x in inputs]
+    shown = ",".join(str(b - a) for a, b in pairwise(outputs[:3]))
     prompt = " ".join(f"{x}:{y}" for x, y in zip(inputs, outputs, strict=True)) + "?"
     solution = thinking(f"{shown};{hint}", program)
     return problem("programs", prompt, program, solution, band=form, inputs=tuple(inputs))
 
 
-def drawn(rng: Random, form: str, start: int, scale: int) -> tuple[str, str]:
-    """A program of this form, and the number that the differences leave to be worked out."""
-    a, b = rng.randint(2, 9) + 8 * (scale - 1), rng.randint(-30, 30) * scale
+def drawn(rng: Random, form: str, scale: int) -> tuple[str, str]:
+    """A program of this form, and the number that gives it away."""
+    a, b = rng.randint(2, 9) + 8 * (scale - 1), rng.randint(-9, 30) * scale
     match form:
         case "linear":
             a *= rng.choice((-1, 1))
-            return f"{a}*x{b:+d}", f"0:{b}"
+            return f"{a}*x{b:+d}", f"{a}"
         case "modulo":
-            m = rng.randint(a + 2, 3 * a + 1)
-            b = rng.randrange(m)
-            return f"({a}*x+{b})%{m}", f"{m}"
+            m = rng.randint(a + 1, 2 * a)  # wraps by x = 2
+            return f"({a}*x+{rng.randrange(m)})%{m}", f"{m}"
         case "square":
             a *= rng.choice((-1, 1))
-            return f"x*x{a:+d}*x{b:+d}", f"0:{b}"
+            return f"x*x{a:+d}*x{b:+d}", f"{a}"
         case "absolute":
-            turn = start + rng.randint(1, 3)
-            return f"{a}*abs(x-{turn}){b:+d}", f"{turn}:{b}"
+            turn = rng.randint(1, 6)
+            return f"{a}*abs(x-{turn}){b:+d}", f"{turn}"
         case _:
-            return f"x//{rng.randint(2, 3)}*{a}{b:+d}", f"0:{b}"
+            every = rng.randint(2, 3)
+            return f"x//{every}*{a}{b:+d}", f"{every}"
 
 
-def differences(xs: list[int]) -> list[int]:
-    return [b - a for a, b in pairwise(xs)]
+def evaluate(program: str, x: int) -> int:
+    """A program of ours, at x."""
+    return eval(program, {"x": x, "abs": abs})
 
 
 def verify(problem: Problem, completion: str) -> Verdict:
@@ -75,15 +69,11 @@ def verify(problem: Problem, completion: str) -> Verdict:
     outcome = sandbox.call(answer, [(x,) for x in inputs])
     if outcome.kind != "ok":
         return Verdict(0.0, answer, f"{outcome.kind.replace('_', ' ')}: {outcome.detail}".removesuffix(": "))
-    for x, got, expected in zip(inputs, outcome.values, expected_outputs(problem), strict=True):
+    for x, got in zip(inputs, outcome.values, strict=True):
+        expected = evaluate(problem.answer, x)
         if type(got) is not int or got != expected:
             return Verdict(0.0, answer, f"f({x}) is {expected}, not {str(got)[:40]}")
     return Verdict(1.0, answer, "correct")
-
-
-def expected_outputs(problem: Problem) -> list[int]:
-    gold = compile(problem.answer, "gold", "eval")
-    return [eval(gold, {"x": x, "abs": abs}) for x in (*problem.meta["inputs"], *HELD_OUT)]
 
 
 TASK = Task(

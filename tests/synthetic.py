@@ -18,9 +18,7 @@ ARMS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "grpo-random-reward": ("grpo", 0.005, {"learning_rate": 5e-4, "beta": 0.04, "G": 8, "reward": "random"}),
 }
 TRAINED_BY_REWARD = ("ppo", "grpo")
-HOSTILE = (
-    "<script>alert(1)</script></script><img src=x onerror=alert(2)>\u202egnp.exe\x1b[31m\x00\u2028\ud800" + "x" * 9000
-)
+HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(2)>\u202egnp.exe\x1b[31m\x00\u2028\ud800" + "x" * 9000
 BASE = 0.23
 
 

@@ -50,6 +50,23 @@ def test_runs_that_did_not_end_are_counted_and_named_never_dropped(tmp_path):
     assert "no run directory" in page
 
 
+def test_an_arm_of_which_nothing_started_is_still_an_arm(tmp_path):
+    states = {("grpo", seed): "missing" for seed in range(2)}
+    rows = {row["arm"]: row for row in board_of(tmp_path, seeds=2, states=states)[0].frame.to_dict("records")}
+    assert (rows["grpo"]["done"], rows["grpo"]["absent"], rows["grpo"]["asked"]) == (0, 2, 2)
+
+
+def test_a_missing_run_that_may_belong_to_two_arms_is_given_to_neither(tmp_path):
+    write_comparison(tmp_path, arms=("base", "grpo"), seeds=2)
+    config = next((tmp_path / "runs").glob("*-grpo-*-s1-*")) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"label": "grpo-other"}))
+    runs = tmp_path / "comparisons" / "demo" / "runs.txt"
+    runs.write_text(runs.read_text() + "arithmetic-grpo-tiny-s2-00000000\n")
+    rows = {row["arm"]: row for row in leaderboards(load(tmp_path, "demo"))[0].frame.to_dict("records")}
+    assert [rows[arm]["asked"] for arm in ("grpo", "grpo-other", "grpo (?)")] == [1, 1, 1]
+    assert "1 of 5 runs have not finished" in finding(leaderboards(load(tmp_path, "demo")))
+
+
 def test_a_torn_last_line_is_ignored_and_a_broken_one_inside_is_named(tmp_path):
     (identity, *_) = write_comparison(tmp_path, arms=("base", "grpo"), seeds=1)
     metrics = tmp_path / "runs" / identity / "metrics.jsonl"

@@ -167,9 +167,7 @@ def test_the_environment_is_empty() -> None:
 @confined
 @pytest.mark.usefixtures("secret_in_the_environment")
 def test_the_environment_of_this_process_cannot_be_read() -> None:
-    code = (
-        "def f(pid):\n try: return open(f'/proc/{pid}/environ').read()\n except OSError as e: return type(e).__name__"
-    )
+    code = "def f(pid):\n try: return open(f'/proc/{pid}/environ').read()\n except OSError as e: return type(e).__name__"
     for pid in (os.getpid(), zygote(), "self"):
         assert value_of(code, pid) == "PermissionError"
 
@@ -374,9 +372,7 @@ def test_a_sandbox_that_cannot_start_is_an_error_and_no_verdict(monkeypatch: pyt
         sandbox.level()
 
 
-def test_a_zygote_that_answers_garbage_is_an_error_and_no_verdict(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_zygote_that_answers_garbage_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sandbox.close()
     fake = tmp_path / "fake.py"
     fake.write_text("import os, time\nos.write(0, b'\\0\\0\\0\\7rlimits' + b'\\xff' * 99)\ntime.sleep(0.5)")
@@ -399,14 +395,10 @@ def test_a_zygote_whose_protection_does_not_hold_is_refused(monkeypatch: pytest.
     [("landlock_rules = lambda library: None", "seccomp"), ("seccomp_filter = lambda landlock: b''", "landlock"),
      ("landlock_rules = _zygote.seccomp_filter = lambda _: None", "rlimits")],
 )  # fmt: skip
-def test_a_lesser_kernel_gives_a_lower_level(
-    lacking: str, level: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_lesser_kernel_gives_a_lower_level(lacking: str, level: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lesser = tmp_path / "lesser.py"
     root = str(Path(_zygote.__file__).parents[1])
-    lesser.write_text(
-        f"import sys\nsys.path.append({root!r})\nfrom harness import _zygote\n_zygote.{lacking}\n_zygote.main()"
-    )
+    lesser.write_text(f"import sys\nsys.path.append({root!r})\nfrom harness import _zygote\n_zygote.{lacking}\n_zygote.main()")
     sandbox.close()
     monkeypatch.setattr(_zygote, "__file__", str(lesser))
     assert sandbox.level() == level

@@ -28,9 +28,7 @@ def test_a_t_interval_is_scipys(values, confidence):
     assert (interval.low, interval.high) == pytest.approx((result.low, result.high), rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("seeds", "half"), [(2, 8.98), (3, 2.48), (4, 1.59), (5, 1.24), (6, 1.05), (8, 0.84), (10, 0.72)]
-)
+@pytest.mark.parametrize(("seeds", "half"), [(2, 8.98), (3, 2.48), (4, 1.59), (5, 1.24), (6, 1.05), (8, 0.84), (10, 0.72)])
 def test_the_half_width_in_units_of_the_seed_deviation_is_as_tabulated(seeds, half):
     values = list(range(seeds))
     deviation = sqrt(sum((v - (seeds - 1) / 2) ** 2 for v in values) / (seeds - 1))

@@ -1,0 +1,85 @@
+"""What every number rests on. A check that does not hold stops the run, with the reason, before it can mislead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from harness import files, ops
+from harness.errors import TrustError
+from harness.method import Batch
+
+if TYPE_CHECKING:
+    from harness.run import Run
+
+LOG_RATIO = {"float32": 1e-4, "bfloat16": 0.2}  # |log π_trainer - log π_sampler| of a token, before any update
+KL_AT_START = {"float32": 1e-6, "bfloat16": 1e-4}  # nats a token
+
+
+def first_batch(run: Run, batch: Batch) -> None:
+    """The loss sees completions to their end, and the first importance ratio is 1."""
+    lengths_B = batch.mask_BT.sum(-1)
+    if bool((lengths_B == 0).any()):
+        raise TrustError(f"{int((lengths_B == 0).sum())} of {len(batch)} sequences of the first batch have an empty loss mask")
+    last_B = batch.tokens_BT.gather(1, ops.last_token(batch.mask_BT)).squeeze(1)
+    uncovered_B = (last_B != run.tokenizer.eos_token_id) & (lengths_B < run.task.max_new_tokens)
+    if bool(uncovered_B.any()):
+        raise TrustError(f"the loss mask leaves out EOS in {int(uncovered_B.sum())} of {len(batch)} sequences that ended")
+    logp_old_BT = getattr(batch, "logp_old_BT", None)
+    if logp_old_BT is not None:
+        with torch.no_grad():
+            parts = [run.policy.logp(rows) for rows in batch.tokens_BT.split(run.config.micro_batch)]
+        agreement(run, torch.cat(parts), logp_old_BT, batch.mask_BT, "the first importance ratio is not 1")
+
+
+def agreement(run: Run, logp_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, what: str) -> None:
+    """Sampler and trainer give a token the same probability."""
+    worst = float(((logp_BT - sampled_BT).abs() * mask_BT).max())
+    bound = LOG_RATIO[run.config.dtype]
+    if not worst < bound:
+        raise TrustError(f"{what}: sampler and trainer differ by {worst:.2g} in log-probability (bound {bound:g})")
+
+
+def start(run: Run, kl: float) -> None:
+    """Before the first step the policy is its reference: KL(π‖π) = 0."""
+    bound = KL_AT_START[run.config.dtype]
+    if not abs(kl) < bound:
+        raise TrustError(f"KL of the untrained policy to its own start is {kl:.2g} nats a token, not 0 (bound {bound:g})")
+
+
+def reference_is_frozen(run: Run) -> None:
+    if run.reference.checksum() != run.reference_checksum:
+        raise TrustError("the reference's weights have changed since the start")
+
+
+def finite(loss: float, grad_norm: float, step: int) -> None:
+    """Called before the optimiser moves, so the weights are still those of the step before."""
+    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+        if not math.isfinite(value):
+            raise TrustError(f"step {step}: the {name} is {value}; the weights are those before this step")
+
+
+def same_as_recorded(recorded: Mapping[str, Any], row: Mapping[str, Any], clock: Collection[str]) -> None:
+    """A step that is taken again after an interruption gives the numbers it gave before."""
+    for name in recorded.keys() | row.keys():
+        if name not in clock and recorded.get(name) != row.get(name):
+            raise TrustError(
+                f"step {row['step']}: {name} was {recorded.get(name)} before the interruption and is {row.get(name)} now; "
+                "the machine or the code has changed: start this run again with --fresh"
+            )
+
+
+def intact(checkpoint: Path, sha256: Callable[[Path], str]) -> None:
+    """Every file of a checkpoint is the one that was written."""
+    manifest = checkpoint / "manifest.json"
+    if not manifest.exists():
+        raise TrustError(f"{checkpoint} has no manifest; start this run again with --fresh")
+    for name, digest in files.read_json(manifest).items():
+        path = checkpoint / name
+        if not path.exists() or sha256(path) != digest:
+            raise TrustError(f"{path} is damaged or missing; start this run again with --fresh")

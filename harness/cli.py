@@ -1,0 +1,261 @@
+"""The command line: the only module that knows methods, tasks and reports, and that nothing imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.errors import INTERRUPTED, RUNS_FAILED, BakeoffError, meant
+
+app = typer.Typer(
+    name="bakeoff",
+    help="Which post-training method should I use for my model and my task, and is the difference real?",
+    epilog="Start with:  bakeoff run sweeps/quickstart.toml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Root = Annotated[Path, typer.Option("--root", help="where runs/, bases/ and comparisons/ are kept", envvar="BAKEOFF_ROOT")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON on stdout instead of text")]
+
+
+@app.command()
+def run(
+    sweep: Annotated[Path, typer.Argument(help="a comparison, such as sweeps/quickstart.toml")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="change a setting: seeds=[0,1] budget.flops=1e12 methods.grpo.beta=0.1"),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="runs at a time; 0: cores divided by threads a run")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the runs and what is done, and start nothing")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="forget this comparison's runs and start them anew")] = False,
+    wandb: Annotated[bool, typer.Option(help="mirror the runs to W&B (offline unless you are logged in)")] = True,
+    as_json: AsJson = False,
+    root: Root = Path(),
+) -> None:
+    """Run or resume a comparison; the leaderboard and the report's path come last.
+
+    The same command again does nothing that is done, and continues what was interrupted. Ctrl-C saves and stops.
+    """
+    from harness.comparison import Comparison
+    from harness.launch import is_done, launch, prepare
+
+    overrides = overrides or []
+    comparison = Comparison.load(sweep, overrides)
+    if dry_run:
+        runs = comparison.runs(root)
+        rows = [{"run": r.id, "done": is_done(root, r)} for r in runs]
+        print(
+            json.dumps(rows, indent=2) if as_json else "\n".join(f"{'done' if r['done'] else 'to go'}  {r['run']}" for r in rows)
+        )
+        return
+    command = shlex.join(["bakeoff", "run", str(sweep), *overrides])
+    runs = prepare(comparison, root, sweep.read_text(encoding="utf-8"), command)
+    at_once = workers or max(1, (os.cpu_count() or 1) // comparison.threads)
+    outcome = launch(comparison, runs, root, at_once, fresh, mirror=wandb)
+    if outcome.interrupted:
+        left = len(runs) - len(outcome.done) - len(outcome.failed)
+        print(f"stopped with {left} runs to go; the same command continues", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    shown(root, comparison.name, as_json)
+    if outcome.failed:
+        print(f"{len(outcome.failed)} runs failed; why is in their FAILED files", file=sys.stderr)
+        raise typer.Exit(RUNS_FAILED)
+
+
+def shown(root: Path, name: str, as_json: bool, output: Path | None = None) -> None:
+    """The leaderboard on stdout and the report on disk."""
+    from reports.html import write
+    from reports.leaderboard import finding, leaderboards, records, text
+    from reports.load import load
+
+    boards = leaderboards(load(root, name))
+    path = write(root, name, output)
+    if as_json:
+        tables = [{"task": b.task, "model": b.model, "arms": records(b.frame)} for b in boards]
+        print(json.dumps({"finding": finding(boards), "leaderboards": tables, "report": str(path)}, indent=2))
+        return
+    for board in boards:
+        print(f"{board.task} · {board.model}\n{text(board.frame)}\n")
+    print(finding(boards))
+    print(f"report: {path}")
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(help="the name of a comparison: the sweep file's, without .toml")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="the HTML file to write")] = None,
+    as_json: AsJson = False,
+    root: Root = Path(),
+) -> None:
+    """Render a comparison as one self-contained HTML file."""
+    known = sorted(p.parent.name for p in (root / "comparisons").glob("*/runs.txt"))
+    if name not in known:
+        raise BakeoffError(f"no comparison named {name!r}{meant(name, known) or '; make one with bakeoff run SWEEP.toml'}")
+    shown(root, name, as_json, output)
+
+
+@app.command()
+def pretrain(
+    model: Annotated[str, typer.Argument(help="a preset, such as dense; see bakeoff list models")],
+    root: Root = Path(),
+) -> None:
+    """Pretrain a base model, once: it is cached under the hash of its recipe."""
+    from harness import files, models
+    from harness.launch import display, ensure_base
+
+    if model not in models.presets():
+        raise BakeoffError(f"no preset named {model!r}{meant(model, models.presets())}")
+    with display() as show:
+        folder = ensure_base(model, root, show)
+    print(json.dumps({"folder": str(folder), **files.read_json(folder / "pretrained.json")}))
+
+
+class Listed(StrEnum):
+    methods = "methods"
+    models = "models"
+    tasks = "tasks"
+    sweeps = "sweeps"
+    runs = "runs"
+
+
+@app.command(name="list")
+def list_(what: Annotated[Listed, typer.Argument(help="what to list")], as_json: AsJson = False, root: Root = Path()) -> None:
+    """What there is: methods with their data, reward and objective, models, tasks, sweeps, runs."""
+    rows: list[dict[str, Any]] = LISTS[what](root)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        name, *rest = row.items()
+        print(name[1])
+        for key, value in rest:
+            print(f"    {key:<10} {value}")
+
+
+def methods(_: Path) -> list[dict[str, Any]]:
+    from dataclasses import fields
+
+    from harness import plugins
+
+    def options(cls: Any) -> str:
+        return ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.init)
+
+    found = {name: plugins.find("methods", name) for name in plugins.names("methods")}
+    return [
+        {"name": name, "data": m.data, "reward": m.reward, "objective": m.objective, "options": options(m)}
+        for name, m in found.items()
+    ]
+
+
+def bases(root: Path) -> list[dict[str, Any]]:
+    from harness import models
+
+    rows = list[dict[str, Any]]()
+    for name, recipe in models.presets().items():
+        folder = models.resolve(name, root)[1]
+        rows.append({"name": name, "summary": recipe.summary, "cached": str(folder) if folder.exists() else "not yet"})
+    return rows
+
+
+def tasks(_: Path) -> list[dict[str, Any]]:
+    from harness import plugins
+
+    found = [plugins.find("tasks", name) for name in plugins.names("tasks")]
+    return [
+        {"name": t.name, "summary": t.summary, "chance": t.chance, "example": f"{p.prompt}  {p.solution}"}
+        for t in found
+        for p in [t.problems("test")[0]]
+    ]
+
+
+def sweeps(_: Path) -> list[dict[str, Any]]:
+    import tomllib
+
+    return [
+        {"name": str(path), "question": tomllib.loads(path.read_text(encoding="utf-8")).get("question", "")}
+        for path in sorted(Path("sweeps").rglob("*.toml"))
+    ]
+
+
+def runs(root: Path) -> list[dict[str, Any]]:
+    from harness import files
+
+    rows = list[dict[str, Any]]()
+    for path in sorted((root / "runs").glob("*/config.json")):
+        last = files.tail_jsonl(path.parent / "metrics.jsonl") or {}
+        status = next((s for s in ("DONE", "FAILED") if (path.parent / s).exists()), "to go")
+        rows.append({"name": path.parent.name, "status": status, "step": last.get("step", 0), "pass@1": last.get("test/pass@1")})
+    return rows
+
+
+LISTS = {Listed.methods: methods, Listed.models: bases, Listed.tasks: tasks, Listed.sweeps: sweeps, Listed.runs: runs}
+
+
+@app.command()
+def samples(
+    run: Annotated[str, typer.Argument(help="a run's name; see bakeoff list runs")],
+    wrong: Annotated[bool, typer.Option("--wrong", help="only completions that are wrong")] = False,
+    n: Annotated[int, typer.Option("-n", min=1, help="how many")] = 20,
+    as_json: AsJson = False,
+    root: Root = Path(),
+) -> None:
+    """Completions of a run's last evaluation, with the verdict and its reason."""
+    from harness import files
+
+    known = sorted(p.parent.name for p in (root / "runs").glob("*/config.json"))
+    if run not in known:
+        raise BakeoffError(f"no run named {run!r}{meant(run, known) or '; there are no runs here yet'}")
+    evaluations = root / "runs" / run / "evals"
+    found = sorted(evaluations.glob("*-test.jsonl")) or sorted(evaluations.glob("*-validation.jsonl"))
+    if not found:
+        raise BakeoffError(f"{run} has not been evaluated yet")
+    rows = [r for r in files.read_jsonl(found[-1]) if not (wrong and r["reward"] == 1.0)][:n]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for r in rows:
+        mark = "right" if r["reward"] == 1.0 else "wrong"
+        print(f"{mark}  {printable(r['prompt'])} {printable(r['completion'])}\n       {printable(r['reason'])}")
+
+
+def printable(text: str) -> str:
+    """Model text without what a terminal would obey."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def main() -> None:
+    code = 0
+    try:
+        code = app(standalone_mode=False) or 0
+    except BakeoffError as error:
+        fail(str(error), error.code)
+    except typer.Abort:
+        fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.ClickException):
+            fail(error.format_message(), error.exit_code)
+        if type(error).__name__ == "ReportError":
+            fail(str(error), 2)
+        raise
+    raise SystemExit(code)
+
+
+def fail(message: str, code: int) -> None:
+    print(f"bakeoff: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

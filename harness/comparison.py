@@ -1,0 +1,238 @@
+"""What to run. A TOML file becomes a Comparison, a Comparison expands into RunConfigs, and nothing else configures anything."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from harness import models, plugins
+from harness.errors import MISSING, BakeoffError, meant
+from harness.meter import Budget
+from harness.method import Method
+
+STRICT = ConfigDict(extra="forbid")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+Size = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How every arm is measured: the same held-out problems and decoding seeds, temperature 1, the whole distribution."""
+
+    __pydantic_config__ = STRICT
+
+    points: Positive = 5  # evaluations on validation after the one at the start, evenly over the budget
+    validation_problems: Positive = 64
+    validation_samples: Positive = 2
+    test_problems: Size = 500  # 0 leaves the test split, ood and the other tasks alone: for tuning
+    test_samples: Positive = 4
+    ood_problems: Size = 200
+    ood_samples: Positive = 1
+    other_tasks: tuple[str, ...] = ()  # measured at the end, for forgetting
+    other_problems: Positive = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One method, one task, one model, one seed, one budget, and everything else that changes a number."""
+
+    __pydantic_config__ = STRICT
+
+    label: str  # the arm's name
+    method: str
+    task: str
+    model: str
+    base: str  # the identity of the model's weights
+    problems: str  # the identity of the task's problems
+    seed: int
+    budget: Budget
+    evaluation: Evaluation
+    options: dict[str, Any] = field(default_factory=dict[str, Any])  # the method's own fields
+    threads: int = 1
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    micro_batch: int = 256
+
+    @property
+    def id(self) -> str:
+        """arithmetic-grpo-dense-s0-3f9a1c2e: the same configuration is always the same directory."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        model = self.model if NAME.fullmatch(self.model) else self.base.rsplit("-", 1)[0]
+        return re.sub(r"[^a-z0-9._-]+", "-", f"{self.task}-{self.label}-{model}-s{self.seed}-{digest}".lower())
+
+    def build(self) -> Method[Any]:
+        """The method with its options."""
+        cls = plugins.find("methods", self.method)
+        return validated(cls, self.options, f"methods.{self.label}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs that differ in nothing but the method."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    question: str  # one sentence: what the comparison answers
+    methods: dict[str, dict[str, Any]]  # label -> {method, options…}
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    budget: Budget
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    threads: Positive = 1  # of each run; part of its identity, because it changes the last bits
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast over float32 weights
+    micro_batch: Positive = 256  # sequences that pass through the model at once while training
+
+    def runs(self, root: Path) -> list[RunConfig]:
+        """The run matrix: every method's runs of a task, model and seed are next to each other in no order that matters."""
+        device = resolve_device(self.device)
+        identity = {model: models.resolve(model, root)[0] for model in self.models}
+        problems = {task: models.fingerprint(checked_task(task)) for task in self.tasks}
+        out = list[RunConfig]()
+        for (label, table), task, model, seed in itertools.product(self.methods.items(), self.tasks, self.models, self.seeds):
+            options = {k: v for k, v in table.items() if k != "method"}
+            out.append(
+                RunConfig(
+                    label=label,
+                    method=table["method"],
+                    task=task,
+                    model=model,
+                    base=identity[model],
+                    problems=problems[task],
+                    seed=seed,
+                    budget=self.budget,
+                    evaluation=replace(self.evaluation, other_tasks=tuple(t for t in self.evaluation.other_tasks if t != task)),
+                    options=options,
+                    threads=self.threads,
+                    device=device,
+                    dtype=self.dtype,
+                    micro_batch=self.micro_batch,
+                )
+            )
+        return out
+
+    @staticmethod
+    def load(path: Path, overrides: Sequence[str] = ()) -> Comparison:
+        """Read and check a comparison file; `overrides` are KEY=VALUE with dots in the key and TOML in the value.
+
+        Raises BakeoffError naming the file and the field for whatever cannot be run.
+        """
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
+            raise BakeoffError(f"{path}: no such file{meant(str(path), near)}", MISSING) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise BakeoffError(f"{path}: cannot be read: {error}", MISSING) from None
+        except tomllib.TOMLDecodeError as error:
+            raise BakeoffError(f"{path}: not valid TOML: {error}") from None
+        for override in overrides:
+            apply(table, override)
+        if not NAME.fullmatch(table.setdefault("name", path.stem)):
+            raise BakeoffError(f"{path}: name: {table['name']!r} must be lower case letters, digits, . _ and -")
+        comparison = validated(Comparison, table, str(path))
+        comparison.check(str(path))
+        return comparison
+
+    def check(self, where: str) -> None:
+        """Refuse what could not run, before anything is written."""
+        if not self.methods:
+            raise BakeoffError(f"{where}: methods: needs at least one table [methods.NAME]")
+        for label, options in self.methods.items():
+            if not NAME.fullmatch(label):
+                raise BakeoffError(f"{where}: methods.{label}: a name is lower case letters, digits, . _ and -")
+            if "method" not in options:
+                raise BakeoffError(f"{where}: methods.{label}: needs method = one of {', '.join(plugins.names('methods'))}")
+            with located(f"{where}: methods.{label}.method"):
+                method = plugins.find("methods", options["method"])
+            validated(method, {k: v for k, v in options.items() if k != "method"}, f"{where}: methods.{label}")
+        for name in (*self.tasks, *self.evaluation.other_tasks):
+            with located(f"{where}: tasks"):
+                checked_task(name)
+
+
+def checked_task(name: str) -> Any:
+    """The task of this name; BakeoffError if a split that every run needs is empty."""
+    task = plugins.find("tasks", name)
+    for split in ("train", "validation", "test"):
+        if len(task.problems(split)) == 0:
+            raise BakeoffError(f"task {name!r} has no problems in its {split} split")
+    return task
+
+
+class located:
+    """Put where in front of an error's message."""
+
+    def __init__(self, where: str):
+        self.where = where
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, BakeoffError):
+            raise BakeoffError(f"{self.where}: {error}", error.code) from None
+
+
+def apply(table: dict[str, Any], override: str) -> None:
+    """Set one KEY=VALUE in a comparison's table."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise BakeoffError(f"{override!r}: an override is KEY=VALUE, for example budget.flops=1e12 or seeds=[0,1]")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.split(".")
+    at: Any = table
+    for part in path:
+        at = at.setdefault(part, {})
+        if not isinstance(at, dict):
+            raise BakeoffError(f"{override!r}: {part} is a value, not a table")
+    at[last] = value
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is what the hardware is."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BakeoffError('device: cuda was asked for, but torch sees no CUDA device; use device = "cpu"', MISSING)
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+T = TypeVar("T")
+
+
+def validated(cls: type[T], value: Mapping[str, Any], where: str) -> T:
+    """The dataclass with these fields; BakeoffError names the first field that is wrong, and the nearest right one."""
+    try:
+        return TypeAdapter(cls).validate_python(dict(value))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        at = f"{where}: {path}" if path else where
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            raise BakeoffError(f"{at}: unknown key{meant(str(first['loc'][-1]), names(cls, first['loc'][:-1]))}") from None
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        got = "" if first["type"] in ("missing", "missing_argument", "value_error") else f", not {first['input']!r}"
+        raise BakeoffError(f"{at}: {message[0].lower()}{message[1:]}{got}") from None
+
+
+def names(cls: Any, path: Sequence[Any]) -> Iterator[str]:
+    """The fields of the dataclass at `path` inside cls."""
+    nested = {"budget": Budget, "evaluation": Evaluation}
+    cls = nested.get(path[-1], cls) if path else cls
+    return (f.name for f in fields(cls) if f.init)

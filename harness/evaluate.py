@@ -1,0 +1,121 @@
+"""Measuring a policy: the same for every arm, on the same held-out prompts, with the same random numbers for the same seed.
+
+Completions are sampled at temperature 1 from the whole distribution. Nothing here is charged to the budget.
+
+    pass@1        share of sampled completions that are right, over problems × samples
+    greedy        share of problems whose most likely continuation, token by token, is right
+    kl            E_{y~π} 1/|y| Σ_t KL(π(·|y_<t) ‖ π_ref(·|y_<t)), nats a token: exact over the vocabulary at every token of
+                  the first sample of each problem
+    entropy       of π at the same tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness import checks, ops, plugins
+from harness.generate import generate
+from harness.task import Problem, Split, Task
+
+if TYPE_CHECKING:
+    from harness.run import Run
+
+
+def evaluate(
+    run: Run, task: Task, problems: Sequence[Problem], samples: int, greedy: bool
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The metrics, and one line a completion."""
+    prompts = [run.prompt_ids(p) for p in problems]
+    eos, pad = run.tokenizer.eos_token_id, run.tokenizer.pad_token_id
+    metrics, lines = dict[str, float](), list[dict[str, Any]]()
+
+    def judged(group: int, keys: list[str] | None) -> list[dict[str, Any]]:
+        y = generate(run.policy, prompts, group, keys, task.max_new_tokens, eos, pad)
+        asked = [(p, k) for p in problems for k in range(group)]
+        out = list[dict[str, Any]]()
+        for (p, k), tokens, ended in zip(asked, y.tokens, y.ended, strict=True):
+            text = run.text(tokens, ended)
+            verdict = task.judge(p, text, not ended)
+            out.append(
+                {
+                    "problem": p.id,
+                    "sample": k,
+                    "greedy": keys is None,
+                    "prompt": p.prompt,
+                    "completion": text,
+                    "reward": verdict.reward,
+                    "answer": verdict.answer,
+                    "expected": p.answer,
+                    "reason": verdict.reason,
+                    "length": len(tokens),
+                    "truncated": verdict.truncated,
+                    "band": p.meta.get("band", ""),
+                }
+            )
+        if keys is not None:
+            firsts = range(0, len(y.tokens), group)
+            metrics.update(divergence(run, prompts, [y.tokens[i] for i in firsts], [y.logp[i] for i in firsts]))
+        return out
+
+    sampled = judged(samples, [f"evaluation/{run.config.seed}/{p.id}/{k}" for p in problems for k in range(samples)])
+    lines += sampled
+    metrics["pass@1"] = mean(line["reward"] == 1.0 for line in sampled)
+    metrics["reward"] = mean(line["reward"] for line in sampled)
+    metrics["mean_length"] = mean(line["length"] for line in sampled)
+    metrics["truncated"] = mean(line["truncated"] for line in sampled)
+    if greedy:
+        lines += (best := judged(1, None))
+        metrics["greedy"] = mean(line["reward"] == 1.0 for line in best)
+    return metrics, lines
+
+
+def divergence(run: Run, prompts: list[list[int]], tokens: list[list[int]], logp: list[list[float]]) -> dict[str, float]:
+    """KL to the reference and entropy at the tokens of one completion a prompt; sampler and trainer must agree on them."""
+    kl, entropy = 0.0, 0.0
+    rows = min(128, run.config.micro_batch)
+    for i in range(0, len(prompts), rows):
+        batch = run.pad(prompts[i : i + rows], tokens[i : i + rows])
+        with torch.no_grad():
+            logits_BTV, ref_BTV = run.policy.logits(batch.tokens_BT), run.reference.logits(batch.tokens_BT)
+        weight = len(batch) / len(prompts)
+        kl += weight * float(ops.mean(ops.exact_kl(logits_BTV, ref_BTV), batch.mask_BT))
+        entropy += weight * float(ops.mean(ops.entropy(logits_BTV), batch.mask_BT))
+        logp_BT = logits_BTV.log_softmax(-1).gather(-1, batch.tokens_BT[..., None]).squeeze(-1)
+        sampled_BT = torch.zeros_like(logp_BT)
+        sampled_BT[batch.mask_BT.bool()] = torch.tensor([x for row in logp[i : i + rows] for x in row], device=logp_BT.device)
+        checks.agreement(run, logp_BT, sampled_BT, batch.mask_BT, "evaluation does not see the policy that is trained")
+    return {"kl": kl, "entropy": entropy}
+
+
+def on_validation(run: Run) -> dict[str, float]:
+    """A point of the learning curve: `eval/…`."""
+    e = run.config.evaluation
+    problems = run.task.problems("validation")[: e.validation_problems]
+    metrics, lines = evaluate(run, run.task, problems, e.validation_samples, greedy=False)
+    run.write_evaluation("validation", lines)
+    return {f"eval/{k}": v for k, v in metrics.items()}
+
+
+def at_the_end(run: Run) -> dict[str, float]:
+    """What is reported: `test/…`, `ood/…` and the other tasks."""
+    e, columns = run.config.evaluation, dict[str, float]()
+    splits: list[tuple[Split, int, int]] = [("test", e.test_problems, e.test_samples), ("ood", e.ood_problems, e.ood_samples)]
+    for split, n, samples in splits:
+        if n and (problems := run.task.problems(split)[:n]):
+            metrics, lines = evaluate(run, run.task, problems, samples, greedy=split == "test")
+            run.write_evaluation(split, lines)
+            columns |= {f"{split}/{k}": v for k, v in metrics.items()}
+    for name in e.other_tasks if e.test_problems else ():
+        task: Task = plugins.find("tasks", name)
+        metrics, lines = evaluate(run, task, task.problems("test")[: e.other_problems], 1, greedy=False)
+        run.write_evaluation(f"other-{name}", lines)
+        columns[f"other/{name}/pass@1"] = metrics["pass@1"]
+    return columns
+
+
+def mean(values: Any) -> float:
+    values = [float(v) for v in values]
+    return sum(values) / len(values)

@@ -1,0 +1,118 @@
+"""Writing so that a kill at any moment leaves the old or the new, never half."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BakeoffError
+
+
+def write(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def jsonl(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a file; a torn last line is not one."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def tail_jsonl(path: Path) -> dict[str, Any] | None:
+    """The last whole record of a file that may be growing; None if there is none yet."""
+    if not path.exists():
+        return None
+    with path.open("rb") as f:
+        f.seek(max(0, path.stat().st_size - 65536))
+        lines = f.read().split(b"\n")[:-1]
+    return json.loads(lines[-1]) if lines else None
+
+
+class Journal:
+    """An append-only file of JSON lines, one write a record. A torn tail from a kill is cut off on opening."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as f:
+            f.seek(0)
+            content = f.read()
+            f.truncate(content.rfind(b"\n") + 1)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+
+    def append(self, *rows: dict[str, Any]) -> None:
+        os.write(self._fd, jsonl(rows).encode())
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+@contextmanager
+def folder(final: Path) -> Generator[Path]:
+    """A temporary folder that becomes `final`, whole, when the block ends without an error."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as f:
+                    os.fsync(f.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.replace(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def lock(path: Path, doing: str, patience: float = 0.0) -> Generator[None]:
+    """Hold `path` alone. A dead owner's lock is free; a living one's is waited for `patience` seconds, then refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
+    with path.open("a+") as f:
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    f.seek(0)
+                    owner = f.read().strip()
+                    raise BakeoffError(
+                        f"{path.parent}: process {owner} is already {doing} here; wait for it or stop it"
+                    ) from None
+                time.sleep(0.2)
+        f.seek(0)
+        f.truncate()
+        f.write(str(os.getpid()))
+        f.flush()
+        yield

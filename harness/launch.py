@@ -1,0 +1,215 @@
+"""Run what is missing of a comparison: one process a run, several at a time, each resumable."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from harness import files, models
+from harness.comparison import Comparison, RunConfig
+
+POLL_SECONDS = 0.25
+
+
+@dataclass
+class Outcome:
+    """The runs of a comparison by how they stand."""
+
+    done: list[str] = field(default_factory=list[str])
+    failed: list[str] = field(default_factory=list[str])
+    interrupted: bool = False
+
+
+Update = Callable[[float, str], None]  # (how much is done, a word on how it goes)
+
+
+class Display(Protocol):
+    def add(self, name: str, total: float) -> Update: ...
+    def say(self, text: str) -> None: ...
+
+
+class Bars:
+    """Progress bars on a terminal."""
+
+    def __init__(self, console: Console, progress: Progress):
+        self.console, self.progress = console, progress
+
+    def add(self, name: str, total: float) -> Update:
+        bar: TaskID = self.progress.add_task(name, total=total, note="")
+
+        def update(done: float, note: str) -> None:
+            self.progress.update(bar, completed=done, note=note)
+            if done >= total:
+                self.progress.remove_task(bar)
+
+        return update
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+
+class Lines:
+    """A plain line now and then, where there is no terminal."""
+
+    EVERY_SECONDS = 30.0
+
+    def __init__(self, console: Console):
+        self.console = console
+
+    def add(self, name: str, total: float) -> Update:
+        last = time.monotonic()
+
+        def update(done: float, note: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= self.EVERY_SECONDS:
+                last = time.monotonic()
+                self.say(f"{name}: {min(1.0, done / total):.0%} {note}")
+
+        return update
+
+    def say(self, text: str) -> None:
+        print(text, file=self.console.file, flush=True)
+
+
+@contextmanager
+def display() -> Generator[Display]:
+    """Progress goes to stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines(console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as p:
+        yield Bars(console, p)
+
+
+def ensure_base(model: str, root: Path, show: Display) -> Path:
+    """The folder of a base model, pretrained now if it is a preset that nobody has pretrained yet."""
+    base, folder = models.resolve(model, root)
+    if folder.exists():
+        return folder
+    recipe = models.presets()[model]
+    with files.lock(folder.with_suffix(".lock"), "pretraining"):
+        from harness.pretrain import pretrain
+
+        update = show.add(f"pretraining {base}", recipe.steps)
+        facts = pretrain(recipe, folder, lambda step, loss: update(step, f"loss {loss:.3f}"))
+        show.say(f"pretrained {base}: {facts['tokens']:,} tokens, loss {facts['loss']:.3f}, {facts['seconds']:.0f} s")
+    return folder
+
+
+def prepare(comparison: Comparison, root: Path, source: str, command: str) -> list[RunConfig]:
+    """Write down what was asked, before anything runs."""
+    runs = comparison.runs(root)
+    folder = root / "comparisons" / comparison.name
+    files.write(folder / "comparison.toml", f"{source.rstrip()}\n\n# asked by: {command}\n")
+    files.write(folder / "runs.txt", "".join(f"{run.id}\n" for run in runs))
+    for run in runs:
+        if not (root / "runs" / run.id / "config.json").exists():
+            files.write_json(root / "runs" / run.id / "config.json", asdict(run))
+    return runs
+
+
+def launch(comparison: Comparison, runs: list[RunConfig], root: Path, workers: int, fresh: bool, mirror: bool) -> Outcome:
+    """Run every run that is not done. Raises BakeoffError if another process is at it."""
+    with files.lock(root / "comparisons" / comparison.name / "lock", "running this comparison"), display() as show:
+        if fresh:
+            for run in runs:
+                for path in (root / "runs" / run.id).iterdir():
+                    if path.name != "config.json":
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        outcome = Outcome(done=[run.id for run in runs if is_done(root, run)])
+        missing = [run for run in runs if not is_done(root, run)]
+        show.say(f"{comparison.name}: {len(outcome.done)} done, {len(missing)} to go")
+        for model in comparison.models if missing else ():
+            ensure_base(model, root, show)
+        work(missing, root, comparison.name, workers, mirror, show, outcome)
+    return outcome
+
+
+def is_done(root: Path, run: RunConfig) -> bool:
+    return (root / "runs" / run.id / "DONE").exists()
+
+
+def work(missing: list[RunConfig], root: Path, name: str, workers: int, mirror: bool, show: Display, outcome: Outcome) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["harness.worker", "transformers.models.auto.modeling_auto"])
+    waiting = list(missing)
+    active = dict[str, tuple[BaseProcess, RunConfig, Update]]()
+    total = len(missing)
+
+    def interrupt(number: int, frame: object) -> None:  # noqa: ARG001
+        if not outcome.interrupted:
+            show.say("stopping after the batch under way; the same command continues")
+        outcome.interrupted = True
+        for process, _, _ in active.values():
+            process.terminate()
+
+    handlers = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while active or (waiting and not outcome.interrupted):
+            while waiting and len(active) < workers and not outcome.interrupted:
+                run = waiting.pop(0)
+                process = context.Process(target=_enter, args=(run, root, name, mirror), name=run.id)
+                process.start()
+                active[run.id] = (process, run, show.add(run.id, 1.0))
+            time.sleep(POLL_SECONDS)
+            for run_id, (process, run, update) in list(active.items()):
+                spent, note = progress(root, run)
+                if process.is_alive():
+                    update(min(spent, 0.999), note)
+                    continue
+                update(1.0, note)
+                del active[run_id]
+                settle(run, process.exitcode, root, outcome, show, f"[{total - len(waiting) - len(active)}/{total}]")
+    finally:
+        for n, handler in handlers.items():
+            signal.signal(n, handler)
+
+
+def _enter(run: RunConfig, root: Path, name: str, mirror: bool) -> None:
+    from harness import worker
+
+    worker.main(run, root, name, mirror)
+
+
+def settle(run: RunConfig, code: int | None, root: Path, outcome: Outcome, show: Display, count: str) -> None:
+    """Book how a run ended and say so."""
+    folder = root / "runs" / run.id
+    if is_done(root, run):
+        outcome.done.append(run.id)
+        row = files.read_jsonl(folder / "metrics.jsonl")[-1]
+        score = f"test pass@1 {row['test/pass@1']:.3f}, " if "test/pass@1" in row else ""
+        seconds = row["budget/seconds"] + row["budget/eval_seconds"]
+        show.say(f"{count} {run.id}: {score}{row['step']} steps, {seconds:.0f} s")
+    elif not outcome.interrupted:
+        if not (folder / "FAILED").exists():
+            files.write(folder / "FAILED", f"the process of this run ended with exit code {code}\n")
+        outcome.failed.append(run.id)
+        reason = (folder / "FAILED").read_text().strip().split("\n")[-1]
+        show.say(f"{count} {run.id}: FAILED: {reason}")
+
+
+def progress(root: Path, run: RunConfig) -> tuple[float, str]:
+    """The share of the budget that is spent, and a word on how it goes, from the run's last line."""
+    row = files.tail_jsonl(root / "runs" / run.id / "metrics.jsonl")
+    if row is None:
+        return 0.0, "starting"
+    spent = max(
+        (row["step"] if name == "steps" else row[f"budget/{name}"]) / limit
+        for name, limit in asdict(run.budget).items()
+        if limit is not None
+    )
+    shown = [f"{name} {row[name]:.3f}" for name in ("reward", "loss", "eval/pass@1") if name in row]
+    return spent, f"step {row['step']}" + (f", {shown[0]}" if shown else "")

@@ -1,0 +1,107 @@
+"""Data, reward, loss: what a post-training method is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Self, TypeVar
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from harness import ops
+from harness.policy import Policy
+
+if TYPE_CHECKING:
+    from harness.run import Run
+
+Metrics = dict[str, float]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass
+class Batch:
+    """Sequences to learn from: every field is a tensor whose first axis is B, the sequence; `_BT` adds T, the token."""
+
+    tokens_BT: Tensor  # token ids, prompt and completion, padded on the right
+    mask_BT: Tensor  # 1 on the completion tokens the loss applies to, EOS included
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            suffix, shape = f.name.rsplit("_", 1)[-1], tuple(getattr(self, f.name).shape)
+            if len(shape) != len(suffix) or shape[0] != len(self.tokens_BT):
+                raise ValueError(f"{type(self).__name__}.{f.name} has shape {shape}; its name says [{', '.join(suffix)}]")
+
+    def __len__(self) -> int:
+        return len(self.tokens_BT)
+
+    def size(self) -> int:
+        """Tokens of the sequences, prompt and completion, pad not: up to the last that the mask holds."""
+        return int((ops.last_token(self.mask_BT) + 1).sum())
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def padded(prompts: Sequence[list[int]], completions: Sequence[list[int]], pad: int) -> Batch:
+    """Prompts and the completions to learn, as one batch."""
+    rows = [p + c for p, c in zip(prompts, completions, strict=True)]
+    width = max(map(len, rows))
+    tokens_BT = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    mask_BT = torch.zeros(tokens_BT.shape)
+    for b, (p, c) in enumerate(zip(prompts, completions, strict=True)):
+        mask_BT[b, len(p) : len(p) + len(c)] = 1
+    return Batch(tokens_BT, mask_BT)
+
+
+@dataclass
+class Rollouts(Batch):
+    """Completions sampled from a policy and judged by the task's verifier, groups in a row."""
+
+    logp_BT: Tensor  # under the policy that sampled them; 0 outside the completion
+    reward_B: Tensor  # the verifier's, in [0, 1]
+
+
+B = TypeVar("B", bound=Batch)
+
+
+@dataclass(kw_only=True)
+class Method(ABC, Generic[B]):
+    """A post-training method is three answers: what data, what reward, what loss.
+
+    A method is a dataclass: its fields are its hyper-parameters, in the symbols of its paper.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    data: ClassVar[str]  # one line each: `bakeoff list methods`, the README's table
+    reward: ClassVar[str]  # and the report are printed from these
+    objective: ClassVar[str]
+
+    lr: Positive
+    epochs: ClassVar[int] = 1  # passes over each batch
+    minibatches: ClassVar[int] = 1  # gradient steps a pass
+
+    def prepare(self, run: Run) -> None:
+        """Once, before step 0: fit a reward model, collect preference pairs. Metered."""
+
+    def optimizer(self, policy: Policy) -> Optimizer:
+        """What is trained, and how fast."""
+        return AdamW(policy.parameters(), lr=self.lr, weight_decay=0.0, fused=True)
+
+    @abstractmethod
+    def batch(self, run: Run) -> B | None:
+        """Sample data and assign credit; None when there is nothing more to learn from. No gradient flows through here."""
+
+    @abstractmethod
+    def loss(self, policy: Policy, batch: B) -> tuple[Tensor, Metrics]:
+        """The mean over the batch's sequences of what to descend, and what to plot."""

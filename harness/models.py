@@ -1,0 +1,107 @@
+"""Base models: the presets that bakeoff pretrains itself, or any folder that `AutoModelForCausalLM` loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from harness import plugins
+from harness.errors import MISSING, BakeoffError, meant
+from harness.task import Task
+
+PRESETS = Path(__file__).with_name("presets.toml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides a pretrained base."""
+
+    name: str
+    summary: str
+    architecture: Mapping[str, Any]  # a transformers config: model_type and its fields
+    tasks: tuple[str, ...]
+    steps: int
+    batch: int  # documents a step
+    lr: float  # peak; warms up over 5% of the steps, then decays linearly to 5% of itself
+    threads: int
+    seed: int = 0
+    thinking: float = 0.5  # share of documents that think before they answer
+    corrupted: float = 0.15  # share of documents with one wrong character in the completion
+
+    @property
+    def id(self) -> str:
+        """dense-3f9a1c2e: the same recipe on the same problems is always the same base."""
+        recipe = {k: v for k, v in asdict(self).items() if k != "summary"}
+        problems = [fingerprint(plugins.find("tasks", name)) for name in self.tasks]
+        digest = hashlib.sha256(json.dumps([recipe, problems], sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.name}-{digest}"
+
+
+def fingerprint(task: Task) -> str:
+    """Changes when the problems of a task change."""
+    sample = [(p.prompt, p.answer, p.solution) for p in (*task.problems("train")[:32], *task.problems("test")[:32])]
+    return hashlib.sha256(json.dumps([task.name, task.max_new_tokens, sample]).encode()).hexdigest()[:8]
+
+
+@lru_cache
+def presets() -> Mapping[str, Recipe]:
+    tables = tomllib.loads(PRESETS.read_text(encoding="utf-8"))
+    return {name: TypeAdapter(Recipe).validate_python({"name": name, **table}) for name, table in tables.items()}
+
+
+def resolve(model: str, root: Path) -> tuple[str, Path]:
+    """The identity of a base and the folder it is loaded from; a preset's folder may not be there yet.
+
+    Raises BakeoffError for a name that is neither a preset nor a folder with a model and a tokenizer in it.
+    """
+    if model in presets():
+        base = presets()[model].id
+        return base, root / "bases" / base
+    folder = Path(model)
+    if not folder.exists():
+        raise BakeoffError(f"no model named {model!r}, and no folder of that name{meant(model, presets())}", MISSING)
+    if not (folder / "config.json").is_file():
+        raise BakeoffError(f"{folder} is not a model: it has no config.json; save one there with save_pretrained", MISSING)
+    weights = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
+    digest = hashlib.sha256()
+    for path in weights:
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return f"{folder.resolve().name.lower()}-{digest.hexdigest()[:8]}", folder
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer, from a local folder.
+
+    Raises BakeoffError if the folder holds no causal model, or a tokenizer that cannot end a completion.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise BakeoffError(f"{folder}: {first_line(error)}", MISSING) from error
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise BakeoffError(f"{folder} holds a {config.model_type!r} model, which is not a causal language model", MISSING)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise BakeoffError(f"{folder}: {first_line(error)}", MISSING) from error
+    if tokenizer.eos_token_id is None:
+        raise BakeoffError(f"{folder}: the tokenizer has no EOS token, so no completion could end; set eos_token in it", MISSING)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

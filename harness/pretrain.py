@@ -1,0 +1,117 @@
+"""Make a base model: next-token prediction on a noisy mixture of worked and direct answers.
+
+The base must leave room to learn: it knows the format and some of the skill, thinks half of the time, and errs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import string
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from harness import files, plugins
+from harness.method import Batch, padded
+from harness.models import Recipe
+from harness.policy import Policy
+from harness.task import Task
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+
+Progress = Callable[[int, float], None]  # (step, loss)
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a printable ASCII character."""
+    vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNKNOWN, *string.printable[:95], "\n"])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN, clean_up_tokenization_spaces=False
+    )
+
+
+def documents(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Prompt and completion of train problems, the families in turn, some thinking aloud, some corrupted."""
+    tasks: list[Task] = [plugins.find("tasks", name) for name in recipe.tasks]
+    rng = Random(f"corpus/{recipe.seed}")
+    order = [Random(f"corpus/{task.name}").sample(range(n), n) for task in tasks if (n := len(task.problems("train")))]
+    for n in itertools.count():
+        for task, indices in zip(tasks, order, strict=True):
+            problem = task.problems("train")[indices[n % len(indices)]]
+            completion = problem.solution if rng.random() < recipe.thinking else problem.answer
+            if rng.random() < recipe.corrupted:
+                at = rng.randrange(len(completion))
+                completion = completion[:at] + rng.choice(completion) + completion[at + 1 :]
+            yield problem.prompt, completion
+
+
+def batches(recipe: Recipe, tokenizer: Any) -> Iterator[Batch]:
+    """Documents of like length, padded on the right; 16 batches are sorted together and served in random order.
+
+    The mask holds the completions: prompts are random by construction, so there is nothing in them to predict.
+    """
+    stream, rng = documents(recipe), Random(f"batches/{recipe.seed}")
+    while True:
+        texts = sorted(itertools.islice(stream, 16 * recipe.batch), key=lambda text: len(text[0] + text[1]))
+        chunks = [texts[i : i + recipe.batch] for i in range(0, len(texts), recipe.batch)]
+        rng.shuffle(chunks)
+        for chunk in chunks:
+            prompts, completions = (tokenizer(list(part))["input_ids"] for part in zip(*chunk, strict=True))
+            yield padded(prompts, [[*ids, tokenizer.eos_token_id] for ids in completions], tokenizer.pad_token_id)
+
+
+def pretrain(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Train the base that the recipe describes and save it to `folder`, whole or not at all."""
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    tokenizer = character_tokenizer()
+    config = AutoConfig.for_model(
+        **recipe.architecture,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+    )
+    policy = Policy(AutoModelForCausalLM.from_config(config))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    started, tokens, losses = time.perf_counter(), 0, list[float]()
+    stream = batches(recipe, tokenizer)
+    for step in range(recipe.steps):
+        batch = next(stream)
+        loss = -policy.logp(batch.tokens_BT)[batch.mask_BT.bool()].mean() + policy.aux_loss()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        done = step / recipe.steps
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * min(1.0, (step + 1) / (0.05 * recipe.steps), 0.05 + 0.95 * (1 - done) / 0.95)
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens += batch.size()
+        losses.append(loss.item())
+        progress(step + 1, losses[-1])
+    tail = losses[-20:]
+    facts = {
+        "recipe": recipe.id,
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "tokens": tokens,
+        "loss": round(sum(tail) / len(tail), 4),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    with files.folder(folder) as temporary:
+        policy.model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        files.write_json(temporary / "pretrained.json", facts)
+    return facts

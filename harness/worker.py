@@ -1,0 +1,62 @@
+"""One run in one process: from a RunConfig to DONE or FAILED."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from harness import files
+from harness.comparison import RunConfig
+from harness.environment import environment
+from harness.errors import INTERRUPTED, RUNS_FAILED, BakeoffError
+from harness.run import Run
+from harness.tracker import NoTracker, WandbTracker
+from harness.train import Interrupted, train
+
+ORPHAN_SECONDS = 60  # how long the last worker on this run may take to notice that it was orphaned, and to save
+
+
+def main(config: RunConfig, root: Path, comparison: str, mirror: bool) -> NoReturn:
+    """Start or continue the run in its directory and exit with a code.
+
+    SIGINT, SIGTERM and the death of the parent end the run after the batch under way, with a checkpoint.
+    """
+    asked = list[int]()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: asked.append(n))
+    parent = parent_process()
+
+    def stop() -> bool:
+        return bool(asked) or (parent is not None and not parent.is_alive())
+
+    folder = root / "runs" / config.id
+    with files.lock(folder / "lock", "running", patience=ORPHAN_SECONDS):
+        raise SystemExit(execute(config, root, folder, comparison, mirror, stop))
+
+
+def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror: bool, stop: Callable[[], bool]) -> int:
+    torch.set_num_threads(config.threads)
+    (folder / "FAILED").unlink(missing_ok=True)
+    tracker = WandbTracker(config, folder, comparison) if mirror else NoTracker()
+    ok = False
+    try:
+        run = Run(config, root, folder, tracker)
+        files.write_json(folder / "environment.json", environment(config.threads, config.device))
+        train(config.build(), run, stop)
+        files.write(folder / "DONE", "")
+        ok = True
+    except Interrupted:
+        return INTERRUPTED
+    except BakeoffError as error:
+        files.write(folder / "FAILED", f"{error}\n")
+    except Exception:
+        files.write(folder / "FAILED", traceback.format_exc())
+    finally:
+        tracker.finish(ok)
+    return 0 if ok else RUNS_FAILED

@@ -1,0 +1,124 @@
+"""Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300, §4.1.1, eq. 3 and 4).
+
+    data       x ~ task,  y_1 … y_G ~ π_old(·|x)
+    reward     r_i = verify(x, y_i)
+    advantage  Â_i = (r_i - mean(r_1…r_G)) / (std(r_1…r_G) + ε₀),  the same for every token of y_i
+    loss       L(θ) = -1/G Σ_i 1/|y_i| Σ_t [ min(ρ_it Â_i, clip(ρ_it, 1-ε, 1+ε) Â_i) - β k3_it ]
+               ρ_it  = π_θ(y_it|x, y_i<t) / π_old(y_it|x, y_i<t)
+               k3_it = π_ref/π_θ - log(π_ref/π_θ) - 1
+
+k3 has π_ref over π_θ: that is unbiased for KL(π_θ‖π_ref) when y ~ π_θ. The lecture's slide prints the inverse ratio, which is
+not. One gradient step a batch, as in the paper, so ρ = 1 and the clip never acts.
+
+Departures: std is the sample standard deviation (the paper does not say; TRL and verl use it). `reward = "random"` flips a
+coin instead of asking the verifier: the control that shows what sampling and sharpening do by themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness import ops
+from harness.method import Batch, Count, Method, Metrics, NonNegative, Positive
+from harness.policy import Policy
+
+if TYPE_CHECKING:
+    from harness.run import Run
+
+Scale = Literal["std", "population-std", "leave-one-out", "none"]
+
+EPSILON_0 = 1e-6  # ε₀
+
+
+@dataclass
+class GRPOBatch(Batch):
+    logp_old_BT: Tensor  # log π_old
+    logp_ref_BT: Tensor  # log π_ref; 0 where β = 0
+    advantage_B: Tensor  # Â
+
+
+@dataclass(kw_only=True)
+class GRPO(Method[GRPOBatch]):
+    data = "groups of G completions of its own, fresh every step"
+    reward = "the verifier (control: a coin)"
+    objective = "-E[min(ρÂ, clip(ρ, 1±ε)Â) - β·KL(π‖π_ref)],  Â = (r - mean_group)/std_group"
+
+    lr: Positive = 1e-6
+    prompts: Count = 16  # x a batch
+    group: Annotated[int, Field(ge=2)] = 64  # G
+    clip: Positive = 0.2  # ε
+    beta: NonNegative = 0.04  # β
+    scale: Scale = "std"
+    surrogate: Literal["clipped", "plain"] = "clipped"  # plain: the policy gradient, -Â log π_θ
+    source: Literal["verifier", "random"] = "verifier"  # of r
+
+    def batch(self, run: Run) -> GRPOBatch:
+        y = run.rollouts(run.problems(self.prompts), group=self.group)
+        r_PG = y.reward_B.view(self.prompts, self.group)
+        if self.source == "random":
+            r_PG = torch.bernoulli(torch.full(r_PG.shape, 0.5), generator=run.generator("coin")).to(r_PG)
+        run.log({"frac_reward_zero_std": float((r_PG == r_PG[:, :1]).all(-1).float().mean())})
+        return GRPOBatch(
+            tokens_BT=y.tokens_BT,
+            mask_BT=y.mask_BT,
+            logp_old_BT=y.logp_BT,
+            logp_ref_BT=run.score(run.reference, y) if self.beta else torch.zeros_like(y.logp_BT),
+            advantage_B=advantages(r_PG, self.scale).flatten(),
+        )
+
+    def loss(self, policy: Policy, batch: GRPOBatch) -> tuple[Tensor, Metrics]:
+        logp_BT = policy.logp(batch.tokens_BT)
+        ratio_BT = (logp_BT - batch.logp_old_BT).exp()  # ρ
+        objective_BT, clipped_BT = surrogate(ratio_BT, batch.advantage_B[:, None], self.clip)
+        if self.surrogate == "plain":
+            objective_BT = batch.advantage_B[:, None] * logp_BT
+        metrics = {"clip_ratio/region_mean": ops.mean(clipped_BT.float(), batch.mask_BT).item()}
+        if self.beta:
+            k3_BT = ops.kl(logp_BT, batch.logp_ref_BT, "k3")
+            objective_BT = objective_BT - self.beta * k3_BT
+            metrics["kl"] = ops.mean(k3_BT, batch.mask_BT).item()
+        return -ops.mean(objective_BT, batch.mask_BT), metrics
+
+
+def advantages(reward_PG: Tensor, scale: Scale = "std") -> Tensor:
+    """[P, G] the reward of each completion against its group's.
+
+    std              (r - mean)/(std + ε₀), sample standard deviation (DeepSeekMath as TRL and verl have it)
+    population-std   the same with the population's (dividing by G)
+    leave-one-out    baseline and standard deviation of the other G - 1, undivided where those are equal (NeMo-RL)
+    none             r - mean (Dr. GRPO, arXiv:2503.20783)
+    """
+    mean_P1 = reward_PG.mean(-1, keepdim=True)
+    centred_PG = reward_PG - mean_P1
+    match scale:
+        case "std":
+            return centred_PG / (reward_PG.std(-1, keepdim=True) + EPSILON_0)
+        case "population-std":
+            return centred_PG / (reward_PG.std(-1, keepdim=True, correction=0) + EPSILON_0)
+        case "leave-one-out":
+            baseline_PG, std_PG = others(reward_PG)
+            return (reward_PG - baseline_PG) / torch.where(std_PG > EPSILON_0, std_PG, 1.0)
+        case "none":
+            return centred_PG
+    raise ValueError(f"scale must be std, population-std, leave-one-out or none, not {scale!r}")
+
+
+def others(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
+    """[P, G] mean and sample standard deviation of the group without each completion."""
+    g = reward_PG.shape[-1]
+    rest_PGG = reward_PG[:, None, :].expand(-1, g, -1)[:, ~torch.eye(g, dtype=torch.bool)].view(-1, g, g - 1)
+    return rest_PGG.mean(-1), rest_PGG.std(-1)
+
+
+def surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """min(ρÂ, clip(ρ, 1-ε, 1+ε)Â), of the ratio's shape, and where the clip holds the gradient back."""
+    unclipped, clipped = ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage
+    return torch.min(unclipped, clipped), clipped < unclipped
+
+
+METHOD = GRPO

@@ -1,0 +1,60 @@
+"""Supervised fine-tuning (Ouyang et al. 2022, arXiv:2203.02155, step 1), with an optional penalty against forgetting.
+
+    data   x ~ task,  y = the worked solution that comes with x
+    loss   L(θ) = 1/B Σ_b 1/|y_b| Σ_t [ -log π_θ(y_bt|x_b, y_b<t) + β KL(π_θ(·|x_b, y_b<t) ‖ π_ref(·|x_b, y_b<t)) ]
+
+The KL is exact, summed over the vocabulary, at the tokens of the solution. The mean is over sequences, each counting the
+same; implementations that average over the tokens of the batch weigh long solutions more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from harness import ops
+from harness.method import Batch, Count, Method, Metrics, NonNegative, Positive
+from harness.policy import Policy, taken
+
+if TYPE_CHECKING:
+    from harness.run import Run
+
+
+@dataclass(kw_only=True)
+class SFT(Method[Batch]):
+    data = "the worked solutions that come with the task"
+    reward = "none"
+    objective = "-E log π(y|x) + β·KL(π‖π_ref)"
+
+    lr: Positive = 1e-5
+    prompts: Count = 64  # B
+    beta: NonNegative = 0.0  # β
+
+    reference: Policy = field(init=False, repr=False)  # π_ref
+
+    def prepare(self, run: Run) -> None:
+        self.reference = run.reference
+
+    def batch(self, run: Run) -> Batch:
+        batch = run.encode(run.problems(self.prompts))
+        if self.beta:
+            run.meter.score(batch.size(), self.reference.flops_per_token())
+        return batch
+
+    def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, Metrics]:
+        logits_BTV = policy.logits(batch.tokens_BT)
+        loss = -ops.mean(taken(logits_BTV, batch.tokens_BT), batch.mask_BT)
+        metrics = {"perplexity": loss.exp().item()}
+        if self.beta:
+            with torch.no_grad():
+                logits_ref_BTV = self.reference.logits(batch.tokens_BT)
+            kl = ops.mean(ops.exact_kl(logits_BTV, logits_ref_BTV), batch.mask_BT)
+            loss = loss + self.beta * kl
+            metrics["kl"] = kl.item()
+        return loss, metrics
+
+
+METHOD = SFT
