@@ -30,7 +30,8 @@ class Recipe:
     tasks: tuple[str, ...]
     steps: int
     batch: int  # documents a step
-    lr: float  # peak; warms up over 5% of the steps, then decays linearly to 5% of itself
+    lr: float = 3e-3  # of embeddings and norms (AdamW), at its peak: up over 5% of the steps, then linearly down to 5%
+    matrix_lr: float = 0.02  # of the matrices inside the layers (Muon), on the same schedule
     threads: int
     seed: int = 0
     thinking: float = 0.5  # share of documents that think before they answer

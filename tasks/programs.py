@@ -11,6 +11,7 @@ right is decided here, on the five examples and on `HELD_OUT`.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 from random import Random
 
@@ -66,7 +67,7 @@ def verify(problem: Problem, completion: str) -> Verdict:
     if len(answer) > LONGEST:
         return Verdict(0.0, answer[:80], f"longer than {LONGEST} characters")
     inputs = (*problem.meta["inputs"], *HELD_OUT)
-    outcome = sandbox.call(answer, [(x,) for x in inputs])
+    outcome = execute(answer, inputs)
     if outcome.kind != "ok":
         return Verdict(0.0, answer, f"{outcome.kind.replace('_', ' ')}: {outcome.detail}".removesuffix(": "))
     for x, got in zip(inputs, outcome.values, strict=True):
@@ -74,6 +75,12 @@ def verify(problem: Problem, completion: str) -> Verdict:
         if type(got) is not int or got != expected:
             return Verdict(0.0, answer, f"f({x}) is {expected}, not {str(got)[:40]}")
     return Verdict(1.0, answer, "correct")
+
+
+@lru_cache(maxsize=1 << 16)
+def execute(program: str, inputs: tuple[int, ...]) -> sandbox.Outcome:
+    """What the program returns; the same program on the same inputs is executed once."""
+    return sandbox.call(program, [(x,) for x in inputs])
 
 
 TASK = Task(
