@@ -107,17 +107,27 @@ def report(
 @app.command()
 def pretrain(
     model: Annotated[str, typer.Argument(help="a preset, such as dense; see bakeoff list models")],
+    as_json: AsJson = False,
     root: Root = Path(),
 ) -> None:
-    """Pretrain a base model, once: it is cached under the hash of its recipe."""
+    """Pretrain a base model, once (it is cached under the hash of its recipe), and measure the room it leaves to learn."""
     from harness import files, models
+    from harness.headroom import headroom
     from harness.launch import display, ensure_base
 
     if model not in models.presets():
         raise BakeoffError(f"no preset named {model!r}{meant(model, models.presets())}")
+    recipe = models.presets()[model]
     with display() as show:
         folder = ensure_base(model, root, show)
-    print(json.dumps({"folder": str(folder), **files.read_json(folder / "pretrained.json")}))
+    facts = files.read_json(folder / "pretrained.json")
+    if as_json:
+        print(json.dumps({"folder": str(folder), **facts, "tasks": list(headroom(folder, recipe.tasks))}, indent=2))
+        return
+    print(f"{folder}  {facts['parameters']:,} parameters, {facts['tokens']:,} tokens, {facts['seconds']:.0f} s")
+    print(f"{'task':<12}{'chance':>8}{'pass@1':>8}{'pass@64':>9}")
+    for row in headroom(folder, recipe.tasks):
+        print(f"{row['task']:<12}{row['chance']:>8.4f}{row['pass@1']:>8.3f}{row['pass@64']:>9.3f}  {row['flag']}", flush=True)
 
 
 class Listed(StrEnum):

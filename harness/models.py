@@ -35,7 +35,7 @@ class Recipe:
     threads: int
     seed: int = 0
     thinking: float = 0.5  # share of documents that think before they answer
-    corrupted: float = 0.15  # share of documents with one wrong character in the completion
+    corrupted: float = 0.1  # share of documents with one wrong character in the completion
 
     @property
     def id(self) -> str:
@@ -85,7 +85,9 @@ def load(folder: Path) -> tuple[Any, Any]:
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

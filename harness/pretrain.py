@@ -19,6 +19,7 @@ from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from harness import files, plugins
 from harness.method import Batch, padded
@@ -93,6 +94,7 @@ def muon_and_adamw(policy: Policy, recipe: Recipe) -> list[torch.optim.Optimizer
 
 def pretrain(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
     """Train the base that the recipe describes and save it to `folder`, whole or not at all."""
+    disable_progress_bar()
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     tokenizer = character_tokenizer()

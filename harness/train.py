@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from harness import checks
+from harness.errors import TrustError
 from harness.evaluate import at_the_end, on_validation
 from harness.method import B, Method
 from harness.run import Run
@@ -26,6 +27,8 @@ def train(method: Method[B], run: Run, stop: Callable[[], bool] = lambda: False)
     method.prepare(run)
     optimizer = method.optimizer(run.policy)
     if not run.resume(optimizer):
+        if not run.within_budget():
+            raise TrustError("preparation alone uses up the budget; give the comparison a larger one")
         evaluate_if_due(run)
     saved = run.step
     while run.within_budget():

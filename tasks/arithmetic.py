@@ -2,7 +2,7 @@
 
 prompt      438+57=
 solution    <8+7=15,3+5+1=9,4=4>495
-bands       digits of the longer operand, 2 or 3;  out of distribution: 4 or 5
+bands       digits of the longer operand, 2 (two in three) or 3;  out of distribution: 4 or 5
 chance      a number of the right length, drawn evenly, is right about once in 2,000 (0.0005 over the bands below)
 """
 
@@ -16,7 +16,7 @@ from tasks._completion import exact, thinking
 
 def draw(rng: Random, ood: bool) -> Problem:
     operator = rng.choice("++--*")
-    digits = rng.choice((4, 5) if ood else (2, 3))
+    digits = rng.choice((4, 4, 5) if ood else (2, 2, 3))
     a = number(rng, digits)
     match operator:
         case "+":

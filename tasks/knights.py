@@ -1,11 +1,11 @@
 """Knights and knaves: knights always tell the truth, knaves always lie; who is what?
 
-    prompt      A:D#G D:D=J E:G- G:D- J:E+?      A says that D and G differ, D that J is of D's own kind, E that G is a knave
-    solution    <J+E+G-D+A+>A+D+E+G-J+           who is what in the order it can be deduced, then by name
+    prompt      A:D#G D:=J E:G- G:D- J:E+?    A says that D and G differ, D that J is of D's own kind, E that G is a knave
+    solution    <J+E+G-D+A+>A+D+E+G-J+        who is what in the order it can be deduced, then by name
     bands       a chain (everyone speaks of the next) or a web, of 5 or 6 people;  out of distribution: 7
     chance      1/2 for each person: (2⁻⁵ + 2⁻⁶)/2 = 0.0234 over the bands
 
-"X:X=Y" (I am of Y's kind) is true of a knight and false of a knave only if Y is a knight; "X:X#Y" only if Y is a knave:
+"X:=Y" (I am of Y's kind) can be said by knight and knave alike, but only if Y is a knight; "X:#Y" only if Y is a knave:
 every puzzle has one such way in, and all the rest follows one person at a time, so the solution is unique.
 """
 
@@ -33,7 +33,7 @@ def draw(rng: Random, ood: bool) -> Problem:
             break
     sign = {p: "+" if knight[p] else "-" for p in people}
     answer = "".join(p + sign[p] for p in people)
-    prompt = " ".join(f"{p}:{spoken(said[p])}" for p in people) + "?"
+    prompt = " ".join(f"{p}:{spoken(p, said[p])}" for p in people) + "?"
     thought = "".join(p + sign[p] for p in order)
     return problem("knights", prompt, answer, thinking(thought, answer), band=f"{shape} of {len(people)}")
 
@@ -66,13 +66,14 @@ def about(p: str, q: str, knight: dict[str, bool]) -> Statement:
 
 
 def way_in(p: str, q: str, knight: dict[str, bool]) -> Statement:
-    """p compares q with p: whoever p is, that tells what q is."""
+    """p compares q with p itself: whoever p is, that tells what q is."""
     return (p, "=" if knight[q] else "#", q)
 
 
-def spoken(statement: Statement) -> str:
+def spoken(p: str, statement: Statement) -> str:
+    """The statement as p writes it, without p's own name."""
     q, relation, r = statement
-    return q + relation + (r if relation in "=#" else "")
+    return (q if q != p else "") + relation + (r if relation in "=#" else "")
 
 
 def deduce(said: dict[str, Statement]) -> list[str]:

@@ -1,0 +1,64 @@
+"""Whether a base leaves room to learn: a comparison on a base that knows everything, or nothing, says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from harness import models, plugins
+from harness.generate import generate
+from harness.policy import Policy
+from harness.task import Task
+
+BAND = (0.15, 0.45)  # of pass@1
+TIMES_CHANCE = 2
+CEILING = 0.97  # of pass@64
+PROBLEMS, SAMPLES = 64, 128
+
+
+def headroom(folder: Path, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """For each task: pass@1 and pass@64 of the base on validation problems, and what is wrong with them, if anything."""
+    model, tokenizer = models.load(folder)
+    policy = Policy(model).frozen()
+    for name in names:
+        task: Task = plugins.find("tasks", name)
+        right = correct(task, policy, tokenizer)
+        row = {
+            "task": name,
+            "chance": task.chance,
+            "pass@1": mean(c / SAMPLES for c in right),
+            "pass@64": mean(1 - comb(SAMPLES - c, 64) / comb(SAMPLES, 64) for c in right),
+        }
+        yield row | {"flag": flag(row)}
+
+
+def correct(task: Task, policy: Policy, tokenizer: Any) -> list[int]:
+    """How many of SAMPLES completions of each problem are right."""
+    problems = task.problems("validation")[:PROBLEMS]
+    prompts = [tokenizer(p.prompt)["input_ids"] for p in problems]
+    keys = [f"headroom/{p.id}/{k}" for p in problems for k in range(SAMPLES)]
+    y = generate(policy, prompts, SAMPLES, keys, task.max_new_tokens, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    out = [0] * len(problems)
+    for i, (tokens, ended) in enumerate(zip(y.tokens, y.ended, strict=True)):
+        text = tokenizer.decode(tokens[:-1] if ended else tokens, clean_up_tokenization_spaces=False)
+        out[i // SAMPLES] += task.judge(problems[i // SAMPLES], text, not ended).correct
+    return out
+
+
+def flag(row: dict[str, Any]) -> str:
+    """Why this base is not a fair start for this task; empty if it is."""
+    low, high = BAND
+    if row["pass@1"] < max(low, TIMES_CHANCE * row["chance"]):
+        return f"pass@1 below {max(low, TIMES_CHANCE * row['chance']):.2f}: too little to reinforce; pretrain longer"
+    if row["pass@1"] > high:
+        return f"pass@1 above {high:.2f}: little left to learn; pretrain shorter"
+    if row["pass@64"] >= CEILING:
+        return f"pass@64 not below {CEILING:.2f}: everything can be found by sampling"
+    return ""
+
+
+def mean(values: Iterator[float]) -> float:
+    values_ = list(values)
+    return sum(values_) / len(values_)

@@ -1,0 +1,157 @@
+"""What the tests of the harness share: a tiny base that is pretrained once, and the smoke comparison that is run once."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness import files
+from harness.comparison import Comparison, Evaluation
+from harness.meter import CLOCK, Budget
+
+REPOSITORY = Path(__file__).parent.parent
+SMOKE = REPOSITORY / "sweeps" / "smoke.toml"
+COMMAND = Path(sys.executable).with_name("bakeoff")
+SMALL = Evaluation(
+    points=2, validation_problems=4, validation_samples=1, test_problems=4, test_samples=1, ood_problems=0, other_tasks=()
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaves_this_machine(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("BAKEOFF_ROOT", raising=False)
+
+
+def environment(**changes):
+    kept = {k: v for k, v in os.environ.items() if k != "BAKEOFF_ROOT"}
+    return {**kept, "WANDB_MODE": "offline", **{k: str(v) for k, v in changes.items()}}
+
+
+def start(*args, cwd, **changes):
+    """The real command, in a process group of its own."""
+    return subprocess.Popen(
+        [COMMAND, *map(str, args)],
+        cwd=cwd,
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def bakeoff(*args, cwd, **changes):
+    process = start(*args, cwd=cwd, **changes)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """The command line in this process: (exit code, stdout, stderr)."""
+    from harness.cli import main
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["bakeoff", *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """A root that holds the smoke base and nothing else."""
+    import torch
+
+    from harness import models
+    from harness.pretrain import pretrain
+
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("pretrained")
+    base, folder = models.resolve("smoke", root)
+    pretrain(models.presets()["smoke"], folder, lambda *_: None)
+    return root
+
+
+def new_root(pretrained, folder):
+    shutil.copytree(pretrained / "bases", folder / "bases")
+    return folder
+
+
+@pytest.fixture
+def root(pretrained, tmp_path):
+    return new_root(pretrained, tmp_path / "root")
+
+
+@dataclass
+class Smoke:
+    root: Path
+    cwd: Path
+    process: subprocess.CompletedProcess
+
+    @property
+    def runs(self):
+        return {config["label"] + f"-s{config['seed']}": p.parent for p, config in self.configs()}
+
+    def configs(self):
+        return [(p, files.read_json(p)) for p in sorted((self.root / "runs").glob("*/config.json"))]
+
+
+@pytest.fixture(scope="session")
+def smoke(pretrained, tmp_path_factory):
+    """The smoke comparison, run by the command line from a directory that is not its root."""
+    root, cwd = new_root(pretrained, tmp_path_factory.mktemp("smoke") / "kept here"), tmp_path_factory.mktemp("elsewhere")
+    return Smoke(root, cwd, bakeoff("run", SMOKE, "device=cpu", "--workers", 2, "--root", root, cwd=cwd))
+
+
+def config_of(root, method="sft", steps=6, label="arm", evaluation=SMALL, model="smoke", task="arithmetic", seed=0, **options):
+    """The RunConfig of one small run."""
+    comparison = Comparison(
+        name="one",
+        question="?",
+        methods={label: {"method": method, **options}},
+        tasks=(task,),
+        models=(str(model),),
+        seeds=(seed,),
+        budget=Budget(steps=steps),
+        evaluation=evaluation,
+        device="cpu",
+    )
+    return comparison.runs(root)[0]
+
+
+SFT = {"method": "sft", "lr": 3e-3, "prompts": 4}
+GRPO = {"method": "grpo", "lr": 1e-3, "prompts": 2, "group": 2, "beta": 0.02, "source": "random"}
+
+
+def open_run(config, root, folder):
+    from harness.run import Run
+    from harness.tracker import NoTracker
+
+    return Run(config, root, folder, NoTracker())
+
+
+def numbers(folder):
+    """The rows of metrics.jsonl without the columns that a clock or the machine's memory decides."""
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in files.read_jsonl(folder / "metrics.jsonl")]
+
+
+def tree(folder):
+    """Every file below a folder, and the hash of what is in it."""
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+def until(condition, seconds, what):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
