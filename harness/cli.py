@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,11 @@ def run(
         return
     command = shlex.join(["bakeoff", "run", str(sweep), *overrides])
     runs = prepare(comparison, root, sweep.read_text(encoding="utf-8"), command)
+    if wandb and find_spec("wandb") is None:
+        print(
+            "wandb is not installed, so nothing is mirrored; pip install 'bakeoff[wandb]' or pass --no-wandb", file=sys.stderr
+        )
+        wandb = False
     at_once = workers or max(1, (os.cpu_count() or 1) // comparison.threads)
     outcome = launch(comparison, runs, root, at_once, fresh, mirror=wandb)
     if outcome.interrupted:

@@ -143,8 +143,12 @@ def is_done(root: Path, run: RunConfig) -> bool:
 
 
 def work(missing: list[RunConfig], root: Path, name: str, workers: int, mirror: bool, show: Display, outcome: Outcome) -> None:
+    """Run the missing runs, `workers` at a time, each forked from a server that has the libraries imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.worker", "transformers.models.auto.modeling_auto"])
+    kinds = {files.read_json(models.resolve(run.model, root)[1] / "config.json")["model_type"] for run in missing}
+    context.set_forkserver_preload(
+        ["harness.worker", *(["wandb"] if mirror else []), *(f"transformers.models.{k}.modeling_{k}" for k in sorted(kinds))]
+    )
     waiting = list(missing)
     active = dict[str, tuple[BaseProcess, RunConfig, Update]]()
     total = len(missing)
