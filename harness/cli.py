@@ -62,9 +62,7 @@ def run(
     command = shlex.join(["bakeoff", "run", str(sweep), *overrides])
     runs = prepare(comparison, root, sweep.read_text(encoding="utf-8"), command)
     if wandb and find_spec("wandb") is None:
-        print(
-            "wandb is not installed, so nothing is mirrored; pip install 'bakeoff[wandb]' or pass --no-wandb", file=sys.stderr
-        )
+        print("wandb is not installed, so nothing is mirrored; pip install 'bakeoff[wandb]' or pass --no-wandb", file=sys.stderr)
         wandb = False
     at_once = workers or max(1, (os.cpu_count() or 1) // comparison.threads)
     outcome = launch(comparison, runs, root, at_once, fresh, mirror=wandb)

@@ -23,10 +23,10 @@ class Budget:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    flops: Annotated[float, Field(gt=0)] | None = None
+    flops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     sampled_tokens: Annotated[int, Field(gt=0)] | None = None
     trained_tokens: Annotated[int, Field(gt=0)] | None = None
-    seconds: Annotated[float, Field(gt=0)] | None = None
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     steps: Annotated[int, Field(gt=0)] | None = None
 
     def __post_init__(self) -> None:

@@ -71,11 +71,17 @@ Draw = Callable[[Random, bool], Problem]  # (generator, out of distribution?) ->
 class Generated(Sequence[Problem]):
     """A split of an endless family: problem i depends on (name, split, i) alone, and is made when it is asked for.
 
-    The split a prompt belongs to is decided by the prompt's own hash, so splits cannot overlap, whatever is drawn.
+    The split a prompt belongs to is decided by the prompt's own hash, so no held-out prompt is trained on, whatever is
+    drawn. Test and ood share their part of the hashes: they differ in what is drawn.
     """
 
     SIZES: Mapping[Split, int] = {"train": 50_000, "validation": 500, "test": 500, "ood": 500}
-    SHARES: Mapping[Split, range] = {"train": range(80), "validation": range(80, 90), "test": range(90, 100)}
+    SHARES: Mapping[Split, range] = {
+        "train": range(80),
+        "validation": range(80, 90),
+        "test": range(90, 100),
+        "ood": range(90, 100),
+    }
 
     def __init__(self, name: str, draw: Draw, split: Split):
         self.name, self.draw = name, draw
@@ -87,7 +93,7 @@ class Generated(Sequence[Problem]):
         ood = self.split == "ood"
         while True:
             problem = self.draw(rng, ood)
-            if ood or int(prompt_hash(problem.prompt)[:8], 16) % 100 in self.SHARES[self.split]:
+            if int(prompt_hash(problem.prompt)[:8], 16) % 100 in self.SHARES[self.split]:
                 return problem
 
     def _unrepeated(self) -> Iterator[Problem]:

@@ -7,10 +7,11 @@
                ρ_it  = π_θ(y_it|x, y_i<t) / π_old(y_it|x, y_i<t)
                k3_it = π_ref/π_θ - log(π_ref/π_θ) - 1
 
-k3 has π_ref over π_θ: that is unbiased for KL(π_θ‖π_ref) when y ~ π_θ. The lecture's slide prints the inverse ratio, which is
-not. One gradient step a batch, as in the paper, so ρ = 1 and the clip never acts.
+k3 has π_ref over π_θ: its value is then unbiased for KL(π_θ‖π_ref) when y ~ π_θ (its gradient, as part of the loss, is that of
+KL(π_ref‖π_θ)). The lecture's slide prints the inverse ratio, whose value is not unbiased. One gradient step a batch, as in the
+paper, so ρ = 1 and the clip never acts.
 
-Departures: std is the sample standard deviation (the paper does not say; TRL and verl use it). `reward = "random"` flips a
+Departures: std is the sample standard deviation (the paper does not say; TRL and verl use it). `source = "random"` flips a
 coin instead of asking the verifier: the control that shows what sampling and sharpening do by themselves.
 """
 
@@ -93,8 +94,8 @@ def advantages(reward_PG: Tensor, scale: Scale = "std") -> Tensor:
     leave-one-out    baseline and standard deviation of the other G - 1, undivided where those are equal (NeMo-RL)
     none             r - mean (Dr. GRPO, arXiv:2503.20783)
     """
-    mean_P1 = reward_PG.mean(-1, keepdim=True)
-    centred_PG = reward_PG - mean_P1
+    differs_P1 = (reward_PG != reward_PG[:, :1]).any(-1, keepdim=True)  # equal rewards are 0 apart, whatever their mean rounds to
+    centred_PG = (reward_PG - reward_PG.mean(-1, keepdim=True)) * differs_P1
     match scale:
         case "std":
             return centred_PG / (reward_PG.std(-1, keepdim=True) + EPSILON_0)
@@ -112,7 +113,8 @@ def others(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
     """[P, G] mean and sample standard deviation of the group without each completion."""
     g = reward_PG.shape[-1]
     rest_PGG = reward_PG[:, None, :].expand(-1, g, -1)[:, ~torch.eye(g, dtype=torch.bool)].view(-1, g, g - 1)
-    return rest_PGG.mean(-1), rest_PGG.std(-1)
+    std_PG = rest_PGG.std(-1) if g > 2 else torch.zeros_like(reward_PG)
+    return rest_PGG.mean(-1), std_PG
 
 
 def surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ class SFT(Method[Batch]):
     def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, Metrics]:
         logits_BTV = policy.logits(batch.tokens_BT)
         loss = -ops.mean(taken(logits_BTV, batch.tokens_BT), batch.mask_BT)
-        metrics = {"perplexity": loss.exp().item()}
+        metrics: Metrics = {}
         if self.beta:
             with torch.no_grad():
                 logits_ref_BTV = self.reference.logits(batch.tokens_BT)

@@ -1,9 +1,9 @@
 """Multi-digit addition, subtraction and multiplication, worked out column by column.
 
-prompt      438+57=
-solution    <8+7=15,3+5+1=9,4=4>495
+prompt      47+25=
+solution    <7+5=12,4+2+1=7>72
 bands       digits of the longer operand, 2 (two in three) or 3;  out of distribution: 4 or 5
-chance      a number of the right length, drawn evenly, is right about once in 2,000 (0.0005 over the bands below)
+chance      0.01: a number of the right length, drawn evenly
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def verify(problem: Problem, completion: str) -> Verdict:
 
 TASK = Task(
     name="arithmetic",
-    summary="add, subtract and multiply numbers of two to four digits",
+    summary="add, subtract and multiply numbers of two and three digits",
     problems=generated("arithmetic", draw),
     verify=verify,
-    chance=0.0005,
+    chance=0.01,
     max_new_tokens=64,
 )

@@ -1,8 +1,9 @@
 """Knights and knaves: knights always tell the truth, knaves always lie; who is what?
 
-    prompt      A:D#G D:=J E:G- G:D- J:E+?    A says that D and G differ, D that J is of D's own kind, E that G is a knave
-    solution    <J+E+G-D+A+>A+D+E+G-J+        who is what in the order it can be deduced, then by name
-    bands       a chain (everyone speaks of the next) or a web, of 5 or 6 people;  out of distribution: 7
+    prompt      B:=A A:E- E:G+ G:H+ H:B-?    B says that A is of B's own kind, A that E is a knave, E that G is a knight
+    solution    <A+E-G-H-B+>A+B+E-G-H-       who is what in the order it can be deduced, then by name
+    bands       a tale (everyone speaks of the next, in that order) or a web (anyone of anyone), of 5 or 6 people;
+                out of distribution: 7
     chance      1/2 for each person: (2⁻⁵ + 2⁻⁶)/2 = 0.0234 over the bands
 
 "X:=Y" (I am of Y's kind) can be said by knight and knave alike, but only if Y is a knight; "X:#Y" only if Y is a knave:
@@ -25,24 +26,23 @@ Statement = tuple[str, str, str]  # (about, + or - or = or #, about): "B is a kn
 def draw(rng: Random, ood: bool) -> Problem:
     people = sorted(rng.sample(NAMES, 7 if ood else rng.choice((5, 6))))
     knight = {p: rng.random() < 0.5 for p in people}
-    shape = rng.choice(("chain", "chain", "web"))
+    shape = rng.choice((tale, tale, web))
     while True:
-        said = (chain if shape == "chain" else web)(rng, people, knight)
+        said = shape(rng, people, knight)
         order = deduce(said)
         if len(order) == len(people):
             break
     sign = {p: "+" if knight[p] else "-" for p in people}
     answer = "".join(p + sign[p] for p in people)
-    prompt = " ".join(f"{p}:{spoken(p, said[p])}" for p in people) + "?"
+    prompt = " ".join(f"{p}:{spoken(p, statement)}" for p, statement in said.items()) + "?"
     thought = "".join(p + sign[p] for p in order)
-    return problem("knights", prompt, answer, thinking(thought, answer), band=f"{shape} of {len(people)}")
+    return problem("knights", prompt, answer, thinking(thought, answer), band=f"{shape.__name__} of {len(people)}")
 
 
-def chain(rng: Random, people: list[str], knight: dict[str, bool]) -> dict[str, Statement]:
-    """Everyone speaks of the next, and the last gives the first away."""
+def tale(rng: Random, people: list[str], knight: dict[str, bool]) -> dict[str, Statement]:
+    """The last gives the first away, and everyone else speaks of the next."""
     order = rng.sample(people, len(people))
-    said = {p: about(p, q, knight) for p, q in pairwise(order)}
-    return said | {order[-1]: way_in(order[-1], order[0], knight)}
+    return {order[-1]: way_in(order[-1], order[0], knight)} | {p: about(p, q, knight) for p, q in pairwise(order)}
 
 
 def web(rng: Random, people: list[str], knight: dict[str, bool]) -> dict[str, Statement]:

@@ -1,9 +1,9 @@
 """Find the program behind five examples; what is written is executed on inputs that the prompt does not show.
 
-    prompt      0:5 1:8 2:11 4:17 7:26?    x:f(x) at 0, 1, 2 and two more
+    prompt      0:5 1:8 2:11 4:17 8:29?    x:f(x) at 0, 1, 2 and two more
     solution    <3,3;3>3*x+5               two differences, the number that gives the program away, the program
     bands       linear, modulo, square, absolute, floor;  out of distribution: the same forms with larger numbers
-    chance      0.002: the program of another problem that begins at the same input
+    chance      0.0005: the program of another problem
 
 The answer is an expression of x or a Python program that defines f. The sandbox returns what it computes; whether that is
 right is decided here, on the five examples and on `HELD_OUT`.
@@ -24,14 +24,14 @@ LONGEST = 2_000  # characters of program text that are worth compiling
 
 
 def draw(rng: Random, ood: bool) -> Problem:
-    inputs = [0, 1, 2, *sorted(rng.sample(range(3, 10), 2))]
+    inputs = (0, 1, 2, rng.randint(3, 7), rng.randint(8, 9))  # far apart: nearly always one function of the family fits
     form = rng.choice(("linear", "linear", "modulo", "square", "absolute", "floor"))
     program, hint = drawn(rng, form, 2 if ood else 1)
     outputs = [evaluate(program, x) for x in inputs]
     shown = ",".join(str(b - a) for a, b in pairwise(outputs[:3]))
     prompt = " ".join(f"{x}:{y}" for x, y in zip(inputs, outputs, strict=True)) + "?"
     solution = thinking(f"{shown};{hint}", program)
-    return problem("programs", prompt, program, solution, band=form, inputs=tuple(inputs))
+    return problem("programs", prompt, program, solution, band=form, inputs=inputs)
 
 
 def drawn(rng: Random, form: str, scale: int) -> tuple[str, str]:
@@ -88,6 +88,6 @@ TASK = Task(
     summary="find the program behind five examples; it is executed on held-out inputs",
     problems=generated("programs", draw),
     verify=verify,
-    chance=0.002,
+    chance=0.0005,
     max_new_tokens=64,
 )

@@ -66,7 +66,7 @@ def test_a_sampler_that_disagrees_with_the_trainer_on_one_token_is_found(run):
     batch = grpo_batch(run)
     at = tuple(batch.mask_BT.nonzero()[7].tolist())
     batch.logp_old_BT[at] += 3e-4
-    with pytest.raises(TrustError, match="the first importance ratio is not 1: sampler and trainer differ by 0.0003"):
+    with pytest.raises(TrustError, match=r"the first importance ratio is not 1: sampler and trainer differ by 0\.0003"):
         checks.first_batch(run, batch)
     batch.logp_old_BT[at] = nan
     with pytest.raises(TrustError, match="differ by nan"):
@@ -147,7 +147,7 @@ def test_what_is_not_finite_stops_the_run_before_the_weights_move(root, method, 
 @pytest.mark.parametrize(("loss", "norm"), [(nan, 1.0), (inf, 1.0), (1.0, nan), (1.0, -inf)])
 def test_numbers_that_are_not_finite_are_named_with_their_step(loss, norm):
     checks.finite(1.0, 2.0, 9)
-    with pytest.raises(TrustError, match="step 9: the (loss|gradient norm) is -?(nan|inf)"):
+    with pytest.raises(TrustError, match=r"step 9: the (loss|gradient norm) is -?(nan|inf)"):
         checks.finite(loss, norm, 9)
 
 

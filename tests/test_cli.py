@@ -68,7 +68,11 @@ MISUSED = {
 FILES = {
     "broken": ("[methods\n", USAGE, ["not valid TOML", "line 1"]),
     "empty": ("", USAGE, ["question"]),
-    "bare": ('question = "?"\ntasks = ["knights"]\nmodels = ["smoke"]\nseeds = [0]\n[methods.sft]\nmethod = "sft"', USAGE, ["budget"]),
+    "bare": (
+        'question = "?"\ntasks = ["knights"]\nmodels = ["smoke"]\nseeds = [0]\n[methods.sft]\nmethod = "sft"',
+        USAGE,
+        ["budget"],
+    ),
     "methodless": (
         'question = "?"\ntasks = ["knights"]\nmodels = ["smoke"]\nseeds = [0]\nbudget = { steps = 1 }\nmethods = {}',
         USAGE,
@@ -176,7 +180,9 @@ def test_the_installed_command_refuses_like_this_process_does(tmp_path):
 
 def test_help_imports_no_torch(tmp_path):
     script = "import sys\nfrom harness.cli import app\napp(['--help'], standalone_mode=False)\nsys.exit('torch' in sys.modules)"
-    end = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    end = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
     assert end.returncode == 0, end.stderr
     for command in ("run", "report", "pretrain", "list", "samples"):
         assert command in end.stdout

@@ -53,7 +53,9 @@ def killed_at_every_moment(script, prepare, tmp_path):
         place = tmp_path / str(moment)
         place.mkdir()
         prepare(place)
-        end = subprocess.run([sys.executable, "-c", KILLED_AT + script, str(moment), str(place)], capture_output=True, check=False)
+        end = subprocess.run(
+            [sys.executable, "-c", KILLED_AT + script, str(moment), str(place)], capture_output=True, check=False
+        )
         assert end.returncode in (0, -signal.SIGKILL), end.stderr.decode()
         yield moment, place
         if end.returncode == 0:
@@ -148,8 +150,9 @@ def test_a_held_lock_refuses_a_second_process_within_a_second_and_names_the_firs
     try:
         assert holder.stdout.readline() == "held\n"
         started = time.monotonic()
-        with pytest.raises(BakeoffError, match=rf"process {holder.pid} is already training here"), files.lock(
-            tmp_path / "lock", "training"
+        with (
+            pytest.raises(BakeoffError, match=rf"process {holder.pid} is already training here"),
+            files.lock(tmp_path / "lock", "training"),
         ):
             pass
         assert time.monotonic() - started < 1

@@ -182,6 +182,17 @@ def test_a_folder_with_a_broken_config_or_no_weights_is_refused_by_name(tmp_path
         models.load(folder)
 
 
+def test_weights_that_are_not_all_there_are_refused_rather_than_made_up(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = save_llama(tmp_path / "llama")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BakeoffError, match=r"lm_head\.weight"):
+        models.load(folder)
+
+
 def test_a_tokenizer_without_padding_pads_with_eos(tmp_path):
     _, tokenizer = models.load(save_llama(tmp_path / "llama", pad_token=None))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 1

@@ -2,19 +2,19 @@
 
 import json
 import math
-import subprocess
-import sys
+import shutil
+import signal
 from collections import Counter, defaultdict
 from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
-from conftest import GRPO, SFT, SMOKE, bakeoff, config_of, environment, new_root, numbers, open_run, tree
+from conftest import CANARY, GRPO, SFT, SMOKE, bakeoff, config_of, new_root, numbers, open_run, tree
 from pydantic import TypeAdapter
 
-from harness import files
+from harness import files, worker
 from harness.comparison import RunConfig
-from harness.meter import CLOCK, Meter
+from harness.meter import Meter
 from harness.train import train
 
 POINTS, LIMIT = 2, 4e8
@@ -57,7 +57,7 @@ tasks = ["arithmetic"]
 models = ["smoke"]
 seeds = [0]
 budget = { steps = 4 }
-evaluation = { points = 1, validation_problems = 4, validation_samples = 1, test_problems = 4, test_samples = 1, ood_problems = 0 }
+evaluation = { points = 1, validation_problems = 4, validation_samples = 1, test_problems = 4, ood_problems = 0 }
 methods.sft = { method = "sft", lr = 3e-3, prompts = 4 }
 methods.nan = { method = "mymethod:NaN", lr = 3e-3, prompts = 4 }
 methods.raises = { method = "mymethod:Raises" }
@@ -108,7 +108,10 @@ def test_rollouts_do_not_depend_on_what_else_is_in_the_batch_and_are_paid_for(ro
     together = run.rollouts(problems, group=2)
     spent = replace(run.meter)
     alone = run.rollouts(problems[1:2], group=2)
-    texts = [[run.tokenizer.decode(row[mask.bool()]) for row, mask in zip(y.tokens_BT, y.mask_BT, strict=True)] for y in (together, alone)]
+    texts = [
+        [run.tokenizer.decode(row[mask.bool()]) for row, mask in zip(y.tokens_BT, y.mask_BT, strict=True)]
+        for y in (together, alone)
+    ]
     assert texts[0][2:4] == texts[1]
     completions = int(together.mask_BT.sum())
     prompts = sum(len(run.prompt_ids(p)) for p in problems)
@@ -157,6 +160,26 @@ def test_micro_batches_change_nothing_but_rounding(root):
             assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
 
 
+def test_a_worker_on_a_run_that_is_done_has_nothing_to_do(root):
+    config = config_of(root, steps=2, lr=3e-3, prompts=4)
+    folder = root / "runs" / config.id
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def work():
+        try:
+            with pytest.raises(SystemExit) as end:
+                worker.main(config, root, "one", False)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return end.value.code, {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
+
+    code, first = work()
+    assert code == 0
+    assert folder / "DONE" in first
+    assert work() == (0, first)
+
+
 def everything(smoke):
     return [(folder, numbers(folder), files.read_json(folder / "config.json")) for folder in smoke.runs.values()]
 
@@ -187,6 +210,12 @@ def test_everything_is_kept_under_the_root_and_nothing_where_the_command_was_typ
 
 
 @pytest.mark.slow
+def test_no_file_holds_a_secret_of_the_environment(smoke):
+    assert CANARY not in smoke.process.stdout + smoke.process.stderr
+    assert [p for p in smoke.root.rglob("*") if p.is_file() and CANARY.encode() in p.read_bytes()] == []
+
+
+@pytest.mark.slow
 def test_the_comparison_keeps_what_was_asked_and_its_report(smoke):
     folder = smoke.root / "comparisons" / "smoke"
     asked = (folder / "comparison.toml").read_text()
@@ -208,7 +237,18 @@ def test_the_stored_configuration_is_the_run(smoke):
 def test_the_environment_is_written_down(smoke):
     for folder in smoke.runs.values():
         environment = files.read_json(folder / "environment.json")
-        assert environment.keys() >= {"git", "diff", "python", "versions", "platform", "cpu", "device", "threads", "sandbox", "argv"}
+        assert environment.keys() >= {
+            "git",
+            "diff",
+            "python",
+            "versions",
+            "platform",
+            "cpu",
+            "device",
+            "threads",
+            "sandbox",
+            "argv",
+        }
         assert environment["versions"].keys() >= {"bakeoff", "torch", "transformers"}
         assert environment["versions"]["torch"] == torch.__version__
         assert (environment["device"], environment["threads"]) == ("cpu", 1)
@@ -302,7 +342,7 @@ def test_arms_that_sample_keep_rollouts_to_look_at(smoke):
             assert shown == []
             continue
         steps = Counter(row["step"] for row in shown)
-        assert steps == {step: 4 for step in range(0, rows[-1]["step"], 10)}
+        assert steps == dict.fromkeys(range(0, rows[-1]["step"], 10), 4)
         assert shown[0].keys() >= {"step", "problem", "prompt", "completion", "reward", "reason"}
         assert (folder / "samples.jsonl").read_bytes().endswith(b"\n")
 
@@ -319,70 +359,43 @@ def test_the_same_command_again_says_that_all_is_done_and_touches_no_run(smoke):
     assert board["report"] == str(smoke.root / "comparisons" / "smoke" / "report.html")
 
 
-@pytest.mark.slow
-def test_a_worker_on_a_run_that_is_done_has_nothing_to_do(smoke):
-    folder = smoke.runs["sft-s0"]
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != "lock"}
-    script = (
-        "import sys\nfrom pathlib import Path\nfrom pydantic import TypeAdapter\nfrom harness import files, worker\n"
-        "from harness.comparison import RunConfig\n"
-        "config = TypeAdapter(RunConfig).validate_python(files.read_json(Path(sys.argv[2]) / 'config.json'))\n"
-        "worker.main(config, Path(sys.argv[1]), 'smoke', False)"
-    )
-    end = subprocess.run([sys.executable, "-c", script, smoke.root, folder], env=environment(), capture_output=True, check=False)
-    assert end.returncode == 0, end.stderr.decode()
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != "lock"} == before
-
-
 @pytest.fixture(scope="module")
-def again(smoke, pretrained, tmp_path_factory):
-    """Two of the smoke comparison's arms in another root, one worker, no mirror; then afresh."""
+def again(smoke, tmp_path_factory):
+    """Two of the smoke comparison's arms afresh, in another root, by one worker and without the mirror."""
     place = tmp_path_factory.mktemp("again")
-    root, sweep = new_root(pretrained, place / "root"), place / "two-arms.toml"
-    text = SMOKE.read_text()
-    sweep.write_text(AGAIN + text[text.index("[evaluation]") : text.index("[methods.base]")])
+    root, sweep, text = place / "root", place / "two-arms.toml", SMOKE.read_text()
     tables = {name: text.split(f"[methods.{name}]\n")[1].split("\n\n")[0] for name in ("sft", "grpo-random")}
-    with sweep.open("a") as f:
-        f.writelines(f"[methods.{name}]\n{table}\n" for name, table in tables.items())
-    results = []
-    for flags in ([], ["--fresh"]):
-        end = bakeoff("run", sweep, "--workers", 1, "--no-wandb", "--root", root, *flags, cwd=place)
-        assert end.returncode == 0, end.stderr
-        paths = sorted((root / "runs").iterdir())
-        results.append(
-            {
-                "stderr": end.stderr,
-                "numbers": {p.name: numbers(p) for p in paths},
-                "evals": {p.name: tree(p / "evals") for p in paths},
-                "seconds": {p.name: [row["budget/seconds"] for row in files.read_jsonl(p / "metrics.jsonl")] for p in paths},
-                "locks": {p.name: (p / "lock").stat().st_ino for p in paths},
-                "mirrors": [p for p in paths if (p / "wandb").exists()],
-            }
-        )
-    return results
+    evaluation = text[text.index("[evaluation]") : text.index("[methods.base]")]
+    sweep.write_text(AGAIN + evaluation + "".join(f"[methods.{name}]\n{table}\n" for name, table in tables.items()))
+    shutil.copytree(smoke.root / "bases", root / "bases")
+    folders = [smoke.runs[f"{name}-s0"] for name in tables]
+    for folder in folders:
+        shutil.copytree(folder, root / "runs" / folder.name)
+    locks = {p.name: (root / "runs" / p.name / "lock").stat().st_ino for p in folders}
+    end = bakeoff("run", sweep, "--workers", 1, "--no-wandb", "--fresh", "--root", root, cwd=place)
+    assert end.returncode == 0, end.stderr
+    return root, end, locks
 
 
 @pytest.mark.slow
-def test_another_root_one_worker_and_no_mirror_give_the_same_numbers(smoke, again):
-    assert again[0]["mirrors"] == []
-    assert len(again[0]["numbers"]) == 2
-    for name, rows in again[0]["numbers"].items():
-        assert rows == numbers(smoke.root / "runs" / name)
-        assert again[0]["evals"][name] == tree(smoke.root / "runs" / name / "evals")
-
-
-@pytest.mark.slow
-def test_fresh_runs_again_and_gives_the_same_numbers(again):
-    assert "two-arms: 0 done, 2 to go" in again[1]["stderr"]
-    assert again[1]["numbers"] == again[0]["numbers"]
-    assert again[1]["evals"] == again[0]["evals"]
-    assert again[1]["seconds"] != again[0]["seconds"]
-    assert set(CLOCK) < METER
+def test_afresh_in_another_root_by_one_worker_without_the_mirror_the_numbers_are_the_same(smoke, again):
+    root, end, _ = again
+    assert "two-arms: 0 done, 2 to go" in end.stderr
+    assert {p.name for p in (root / "runs").iterdir()} == {smoke.runs["sft-s0"].name, smoke.runs["grpo-random-s0"].name}
+    for folder in (root / "runs").iterdir():
+        first = smoke.root / "runs" / folder.name
+        assert (first / "wandb").exists()
+        assert not (folder / "wandb").exists()
+        assert (folder / "metrics.jsonl").read_bytes() != (first / "metrics.jsonl").read_bytes(), "the clock stood still"
+        assert numbers(folder) == numbers(first)
+        assert tree(folder / "evals") == tree(first / "evals")
+        assert (folder / "samples.jsonl").read_bytes() == (first / "samples.jsonl").read_bytes()
 
 
 @pytest.mark.slow
 def test_fresh_leaves_the_locks_that_a_worker_of_a_dead_parent_may_still_hold(again):
-    assert again[1]["locks"] == again[0]["locks"]
+    root, _, locks = again
+    assert {p.name: (p / "lock").stat().st_ino for p in (root / "runs").iterdir()} == locks
 
 
 @pytest.mark.slow

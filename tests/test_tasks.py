@@ -117,7 +117,7 @@ def test_an_answer_that_is_not_the_gold_alone_is_wrong_and_the_verdict_says_why(
         gold = problem(name, i)
         thought = gold.solution[1 : gold.solution.index(">")]
         fields = {"gold": gold.answer, "other": problem(name, i + 1).answer, "prompt": gold.prompt, "thought": thought}
-        completion = re.sub(r"{(gold|other|prompt|thought)}", lambda m: fields[m[1]], WRONG[case])
+        completion = re.sub(r"{(gold|other|prompt|thought)}", lambda m, fields=fields: fields[m[1]], WRONG[case])
         verdict = task(name).judge(gold, completion, truncated=False)
         assert verdict.reward == 0.0, verdict
         assert verdict.reason not in ("", "correct")
@@ -177,8 +177,8 @@ def test_any_text_is_judged_when_it_is_executed(text):
 
 @EVERY_TASK
 def test_a_truncated_completion_has_no_reward_whatever_it_says_and_the_verifier_is_not_asked(name):
-    def unasked(problem: Problem, completion: str):
-        raise AssertionError((problem, completion))
+    def unasked(*asked: object):
+        raise AssertionError(asked)
 
     verdict = replace(task(name), verify=unasked).judge(problem(name), problem(name).answer, truncated=True)
     assert (verdict.reward, verdict.truncated, verdict.correct, verdict.answer) == (0.0, True, False, None)
@@ -187,7 +187,7 @@ def test_a_truncated_completion_has_no_reward_whatever_it_says_and_the_verifier_
 
 @EVERY_TASK
 def test_a_verifier_that_breaks_raises_through_judge(name):
-    def broken(problem: Problem, completion: str):
+    def broken(*_: object):
         raise OSError("the verifier is broken")
 
     with pytest.raises(OSError, match="broken"):
@@ -306,24 +306,27 @@ def test_the_five_examples_of_a_test_problem_leave_one_function_of_the_family():
 
 def consistent_assignments(prompt: str) -> list[str]:
     """All of the 2ⁿ assignments in which exactly the knights' statements are true."""
-    said = dict(part.split(":") for part in prompt.rstrip("?").split())
+    said = dict[str, tuple[str, str, str]]()
+    for part in prompt.rstrip("?").split():
+        statement = re.fullmatch(r"([A-J]):([A-J]?)(?:([+-])|([=#])([A-J]))", part)
+        assert statement, part
+        speaker, about, kind, relation, other = statement.groups()
+        said[speaker] = (about or speaker, kind or relation, other or "")
     people = sorted(said)
     out = list[str]()
     for kinds in product((True, False), repeat=len(people)):
         knight = dict(zip(people, kinds, strict=True))
         true = dict[str, bool]()
-        for speaker, claim in said.items():
-            match claim[1]:
+        for speaker, (about, claim, other) in said.items():
+            match claim:
                 case "+":
-                    true[speaker] = knight[claim[0]]
+                    true[speaker] = knight[about]
                 case "-":
-                    true[speaker] = not knight[claim[0]]
+                    true[speaker] = not knight[about]
                 case "=":
-                    true[speaker] = knight[claim[0]] == knight[claim[2]]
-                case "#":
-                    true[speaker] = knight[claim[0]] != knight[claim[2]]
-                case other:
-                    raise ValueError(other)
+                    true[speaker] = knight[about] == knight[other]
+                case _:
+                    true[speaker] = knight[about] != knight[other]
         if true == knight:
             out.append("".join(p + ("+" if knight[p] else "-") for p in people))
     return out
@@ -337,6 +340,8 @@ def test_a_puzzle_has_exactly_one_solution_and_it_is_the_gold(split):
 
 def test_the_count_of_solutions_can_find_a_puzzle_with_two():
     assert consistent_assignments("A:B+ B:A+?") == ["A+B+", "A-B-"]
+    assert consistent_assignments("A:=B B:A+?") == ["A+B+"]
+    assert consistent_assignments("A:#B B:B-?") == []
 
 
 def test_a_puzzles_thought_names_everyone_once_with_their_kind():

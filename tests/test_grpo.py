@@ -1,0 +1,375 @@
+"""GRPO's advantages and loss against published numbers and the exact policy gradient of a policy that can be enumerated."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from harness import ops
+from harness.comparison import validated
+from harness.errors import BakeoffError
+from harness.policy import Policy
+from methods.grpo import GRPO, GRPOBatch, Scale, advantages, others, surrogate
+
+torch.set_num_threads(1)
+
+SCALES = get_args(Scale)
+EOS, VOCABULARY, LONGEST = 0, 3, 3
+
+
+def close(actual: Tensor, expected: Tensor | list[float], tolerance: float = 1e-9) -> bool:
+    return torch.allclose(actual, torch.as_tensor(expected, dtype=actual.dtype), rtol=tolerance, atol=tolerance)
+
+
+class Tabular(Policy):
+    """π(token | the token before it, position) from a table: every completion can be enumerated."""
+
+    def __init__(self, seed: int):
+        super().__init__(nn.Identity())
+        table = torch.randn(LONGEST, VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        self.table = nn.Parameter(table)
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        before_BT = tokens_BT[:, :-1]
+        logits_BTV = self.table[torch.arange(before_BT.shape[1]), before_BT]
+        return torch.cat([torch.zeros_like(logits_BTV[:, :1]), logits_BTV], 1)
+
+
+class Given(Policy):
+    """A policy whose log-probabilities are these."""
+
+    def __init__(self, logp_BT: Tensor):
+        super().__init__(nn.Identity())
+        self.logp_BT = nn.Parameter(logp_BT)
+
+    def logp(self, tokens_BT: Tensor) -> Tensor:  # noqa: ARG002
+        return self.logp_BT
+
+
+def completions() -> list[list[int]]:
+    """Every completion of at most LONGEST tokens: ended by EOS, or cut off."""
+    ended = [[*y, EOS] for n in range(LONGEST) for y in product(range(1, VOCABULARY), repeat=n)]
+    return ended + [list(y) for y in product(range(1, VOCABULARY), repeat=LONGEST)]
+
+
+def everything() -> tuple[Tensor, Tensor]:
+    """[B, T] tokens and mask of all completions of the prompt 1."""
+    tokens_BT = torch.zeros(len(completions()), 1 + LONGEST, dtype=torch.long)
+    mask_BT = torch.zeros(tokens_BT.shape, dtype=torch.float64)
+    for b, y in enumerate(completions()):
+        tokens_BT[b, : 1 + len(y)] = torch.tensor([1, *y])
+        mask_BT[b, 1 : 1 + len(y)] = 1
+    return tokens_BT, mask_BT
+
+
+def batch_of(policy: Policy, advantage_B: Tensor, reference: Policy | None = None, old: Policy | None = None) -> GRPOBatch:
+    tokens_BT, mask_BT = everything()
+    with torch.no_grad():
+        return GRPOBatch(
+            tokens_BT=tokens_BT,
+            mask_BT=mask_BT,
+            logp_old_BT=(old or policy).logp(tokens_BT),
+            logp_ref_BT=(reference or policy).logp(tokens_BT),
+            advantage_B=advantage_B,
+        )
+
+
+def probability(policy: Policy) -> Tensor:
+    """[B] of each completion, with gradient."""
+    tokens_BT, mask_BT = everything()
+    return (policy.logp(tokens_BT) * mask_BT).sum(-1).exp()
+
+
+def gradient(policy: Tabular, scalar: Tensor) -> Tensor:
+    return torch.autograd.grad(scalar, policy.table)[0]
+
+
+def random_advantages(seed: int = 0) -> Tensor:
+    return torch.randn(len(completions()), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# advantages
+
+
+def test_the_advantages_of_one_success_in_four_are_the_published_ones():
+    # losses.json group-1; source: TRL, verl / minimind / open-instruct, Dr. GRPO
+    r_PG = torch.tensor([[1.0, 0, 0, 0]])
+    assert close(advantages(r_PG, "std"), [[1.5, -0.5, -0.5, -0.5]], 0.002)
+    third = -0.5773502691896258
+    assert close(advantages(r_PG, "population-std"), [[1.7320508075688774, third, third, third]], 0.002)
+    assert close(advantages(r_PG, "none"), [[0.75, -0.25, -0.25, -0.25]], 1e-7)
+
+
+def test_the_default_is_the_sample_standard_deviation():
+    r_PG = torch.tensor([[1.0, 0, 0, 1]])
+    assert torch.equal(advantages(r_PG), advantages(r_PG, "std"))
+    assert not close(advantages(r_PG), advantages(r_PG, "population-std"), 0.01)
+
+
+def test_the_leave_one_out_baseline_and_deviation_are_the_published_ones():
+    # losses.json loo-1; source: NeMo-RL
+    r_PG = torch.tensor([[1.0, 2, 3], [4, 5, 6]], dtype=torch.float64)
+    baseline_PG, std_PG = others(r_PG)
+    assert baseline_PG.tolist() == [[2.5, 2, 1.5], [5.5, 5, 4.5]]
+    assert close(std_PG, [[0.7071067811865476, 1.4142135623730951, 0.7071067811865476]] * 2)
+    assert close(advantages(r_PG, "leave-one-out"), [[-1.5 / 0.7071067811865476, 0, 1.5 / 0.7071067811865476]] * 2)
+
+
+def test_where_the_others_agree_the_leave_one_out_advantage_is_not_divided():
+    assert close(advantages(torch.tensor([[1.0, 0, 0, 0]]), "leave-one-out")[0, 0], 1.0)
+
+
+def test_a_group_of_two_left_out_one_at_a_time_is_the_difference():
+    assert advantages(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), "leave-one-out").tolist() == [[1, -1], [0, 0]]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("reward", [0.0, 0.5, 1.0])
+def test_a_group_without_variance_gives_zero(scale, reward):
+    assert torch.equal(advantages(torch.full((2, 64), reward), scale), torch.zeros(2, 64))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("reward", [0.1, 0.7])
+def test_a_group_of_equal_rewards_that_float32_cannot_average_gives_zero_too(scale, reward):
+    assert float(advantages(torch.full((2, 48), reward), scale).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_advantages_keep_the_shape_and_depend_on_their_own_group_only(scale):
+    r_PG = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
+    out_PG = advantages(r_PG, scale)
+    assert out_PG.shape == (3, 5)
+    assert close(out_PG[1:2], advantages(r_PG[1:2], scale), 1e-6)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=3, max_size=8), st.integers(-3, 3), st.randoms(use_true_random=False))
+def test_advantages_do_not_see_a_constant_and_follow_a_permutation(scale, rewards, shift, rng):
+    r_PG = torch.tensor([rewards], dtype=torch.float64)
+    order = rng.sample(range(len(rewards)), len(rewards))
+    assert close(advantages(r_PG + shift, scale), advantages(r_PG, scale), 1e-6)
+    assert close(advantages(r_PG[:, order], scale), advantages(r_PG, scale)[:, order], 1e-6)
+
+
+@pytest.mark.parametrize(("scale", "times"), [("std", 1), ("population-std", 1), ("none", 10)])
+def test_what_is_divided_by_the_deviation_does_not_see_the_unit_of_reward(scale, times):
+    r_PG = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert close(advantages(10 * r_PG, scale), times * advantages(r_PG, scale), 1e-4)
+
+
+@pytest.mark.parametrize(("scale", "deviation", "correction"), [("std", 1, 1), ("population-std", 1, 0)])
+def test_standardised_advantages_have_mean_zero_and_deviation_one(scale, deviation, correction):
+    out_PG = advantages(torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64), scale)
+    assert close(out_PG.mean(-1), torch.zeros(4))
+    assert close(out_PG.std(-1, correction=correction), torch.full((4,), float(deviation)), 1e-4)
+
+
+def test_an_unknown_scale_is_refused_by_name():
+    with pytest.raises(ValueError, match="'stdev'"):
+        advantages(torch.zeros(1, 2), "stdev")  # type: ignore[arg-type]
+
+
+# loss
+
+
+def one_token(logp: list[float], logp_old: list[float], advantage: list[float]) -> tuple[Given, GRPOBatch]:
+    """A sequence of one completion token for each entry."""
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor([[0.0, v] for v in values], dtype=torch.float64)
+
+    return Given(column(logp)), GRPOBatch(
+        tokens_BT=torch.zeros(len(logp), 2, dtype=torch.long),
+        mask_BT=column([1] * len(logp)),
+        logp_old_BT=column(logp_old),
+        logp_ref_BT=column(logp),
+        advantage_B=torch.tensor(advantage, dtype=torch.float64),
+    )
+
+
+def test_the_clipped_loss_is_the_published_one():
+    # losses.json clip-1; source: NeMo-RL test_loss_functions
+    ratio, advantage = torch.tensor([0.5, 1, 1.5]), torch.tensor([1.0, -1, 2])
+    assert close(-surrogate(ratio, advantage, 0.2)[0], [-0.5, 1, -2.4], 1e-6)
+    policy, batch = one_token(ratio.log().tolist(), [0, 0, 0], advantage.tolist())
+    loss, metrics = GRPO(beta=0, clip=0.2).loss(policy, batch)
+    assert loss.item() == pytest.approx(-0.6333333333333333, abs=1e-6)
+    assert metrics["clip_ratio/region_mean"] == pytest.approx(1 / 3)
+
+
+def test_the_plain_loss_is_the_published_one():
+    # losses.json reinforce-1; source: NeMo-RL
+    policy, batch = one_token([-0.5, -1, -1.5], [-0.5, -1, -1.5], [1, -1, 2])
+    assert GRPO(beta=0, surrogate="plain").loss(policy, batch)[0].item() == pytest.approx(0.8333333333333334)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "moves"),
+    [(1.5, 1, False), (1.5, -1, True), (0.5, 1, True), (0.5, -1, False), (1.1, 1, True), (0.9, -1, True)],
+)
+def test_the_clip_stops_the_gradient_only_where_the_ratio_has_gone_too_far_the_advantages_way(ratio, advantage, moves):
+    r = torch.tensor(ratio, requires_grad=True)
+    objective, clipped = surrogate(r, torch.tensor(float(advantage)), 0.2)
+    objective.backward()
+    assert (r.grad != 0) == moves
+    assert bool(clipped) != moves
+
+
+@pytest.mark.parametrize("kind", ["clipped", "plain"])
+def test_at_ratio_one_the_gradient_is_the_exact_policy_gradient(kind):
+    policy, advantage_B = Tabular(0), random_advantages()
+    lengths_B = everything()[1].sum(-1)
+    # The loss is a mean over rows: rows that stand for themselves π(y)·B times make it the expectation under π.
+    weight_B = probability(policy).detach() * len(lengths_B)
+    loss, metrics = GRPO(beta=0, surrogate=kind).loss(policy, batch_of(policy, advantage_B * weight_B))
+    expected = gradient(policy, (probability(policy) * advantage_B / lengths_B).sum())
+    assert probability(policy).sum().item() == pytest.approx(1)
+    assert close(-gradient(policy, loss), expected)
+    assert metrics["clip_ratio/region_mean"] == 0
+
+
+def test_away_from_ratio_one_the_unclipped_gradient_is_still_exact_and_the_plain_one_is_not():
+    policy, old, advantage_B = Tabular(0), Tabular(1), random_advantages()
+    lengths_B = everything()[1].sum(-1) == 1
+    weight_B = probability(old).detach() * len(lengths_B) * lengths_B
+    expected = gradient(policy, (probability(policy) * advantage_B * lengths_B).sum())
+    batch = batch_of(policy, advantage_B * weight_B, old=old)
+    assert close(-gradient(policy, GRPO(beta=0, clip=1e9).loss(policy, batch)[0]), expected)
+    assert not close(-gradient(policy, GRPO(beta=0, surrogate="plain").loss(policy, batch)[0]), expected, 1e-3)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04, 1.0])
+def test_at_ratio_one_plain_and_clipped_have_the_same_gradient(beta):
+    policy = Tabular(0)
+    batch = batch_of(policy, random_advantages(), reference=Tabular(1))
+    clipped, plain = (GRPO(beta=beta, surrogate=kind).loss(policy, batch)[0] for kind in ("clipped", "plain"))
+    assert close(gradient(policy, clipped), gradient(policy, plain))
+
+
+def test_the_loss_is_written_out_token_by_token():
+    policy, old, reference, advantage_B = Tabular(0), Tabular(1), Tabular(2), random_advantages()
+    batch = batch_of(policy, advantage_B, reference, old)
+    logp, logp_old, logp_ref = policy.logp(batch.tokens_BT).tolist(), batch.logp_old_BT.tolist(), batch.logp_ref_BT.tolist()
+    total = 0.0
+    for b, y in enumerate(completions()):
+        row = 0.0
+        for t in range(1, 1 + len(y)):
+            ratio = torch.tensor(logp[b][t] - logp_old[b][t]).exp().item()
+            k1 = logp[b][t] - logp_ref[b][t]
+            k3 = torch.tensor(-k1).exp().item() + k1 - 1
+            a = advantage_B[b].item()
+            row += min(ratio * a, max(0.9, min(1.1, ratio)) * a) - 0.3 * k3
+        total -= row / len(y)
+    loss, metrics = GRPO(beta=0.3, clip=0.1).loss(policy, batch)
+    assert loss.item() == pytest.approx(total / len(completions()), rel=1e-6)
+    assert metrics["kl"] == pytest.approx(ops.mean(ops.kl(policy.logp(batch.tokens_BT), batch.logp_ref_BT), batch.mask_BT).item())
+
+
+def test_the_penalty_vanishes_with_its_gradient_where_the_policy_is_its_reference():
+    policy = Tabular(0)
+    batch = batch_of(policy, random_advantages())
+    free, bound = GRPO(beta=0).loss(policy, batch)[0], GRPO(beta=10).loss(policy, batch)[0]
+    assert bound.item() == pytest.approx(free.item(), abs=1e-9)
+    assert close(gradient(policy, bound), gradient(policy, free))
+
+
+def test_the_penalty_pulls_towards_the_reference():
+    policy, reference = Tabular(0), Tabular(1)
+    batch = batch_of(policy, torch.zeros(len(completions()), dtype=torch.float64), reference)
+    before, metrics = GRPO(beta=1).loss(policy, batch)
+    with torch.no_grad():
+        policy.table -= 0.1 * gradient(policy, before)
+    assert 0 < GRPO(beta=1).loss(policy, batch)[1]["kl"] < metrics["kl"]
+    assert before.item() == pytest.approx(metrics["kl"])
+
+
+def test_the_expected_gradient_of_k3_is_that_of_the_reverse_divergence():
+    # E_{y~π} ∇k3 = E_π[(1 - π_ref/π) ∇log π] = -Σ π_ref ∇log π = ∇KL(π_ref‖π): k3 is unbiased in value, not in gradient.
+    generator = torch.Generator().manual_seed(0)
+    logits, logits_ref = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    logp, logp_ref = logits.log_softmax(-1), logits_ref.log_softmax(-1)
+    sampled = (logp.detach().exp() * ops.kl(logp, logp_ref, "k3")).sum()
+    (of_k3,) = torch.autograd.grad(sampled, logits, retain_graph=True)
+    (of_reverse,) = torch.autograd.grad((logp_ref.exp() * (logp_ref - logp)).sum(), logits, retain_graph=True)
+    (of_forward,) = torch.autograd.grad((logp.exp() * (logp - logp_ref)).sum(), logits)
+    assert close(of_k3, of_reverse)
+    assert not close(of_k3, of_forward, 1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 100])
+def test_micro_batches_weighted_by_their_rows_give_the_loss_metrics_and_gradient_of_the_whole(rows):
+    policy, method = Tabular(0), GRPO(beta=0.1, clip=0.1)
+    batch = batch_of(policy, random_advantages(), Tabular(2), Tabular(1))
+    loss, metrics = method.loss(policy, batch)
+    total, summed = torch.zeros((), dtype=torch.float64), dict.fromkeys(metrics, 0.0)
+    for part in torch.randperm(len(batch), generator=torch.Generator().manual_seed(0)).split(rows):
+        of_part, metrics_of_part = method.loss(policy, batch[part])
+        total = total + of_part * len(part) / len(batch)
+        for name, value in metrics_of_part.items():
+            summed[name] += value * len(part) / len(batch)
+    assert total.item() == pytest.approx(loss.item(), abs=1e-6)
+    assert summed == pytest.approx(metrics, abs=1e-6)
+    assert close(gradient(policy, total), gradient(policy, loss))
+
+
+def test_tokens_outside_the_mask_do_not_count():
+    policy = Tabular(0)
+    batch = batch_of(policy, random_advantages(), Tabular(2), Tabular(1))
+    loss = GRPO(beta=0.1).loss(policy, batch)[0].item()
+    outside_BT = batch.mask_BT == 0
+    batch.logp_old_BT[outside_BT] += 1
+    batch.logp_ref_BT[outside_BT] -= 1
+    assert GRPO(beta=0.1).loss(policy, batch)[0].item() == pytest.approx(loss, abs=1e-12)
+
+
+# options
+
+
+def test_the_defaults_are_the_papers():
+    method = validated(GRPO, {}, "methods.grpo")
+    assert (method.lr, method.prompts, method.group, method.beta, method.scale, method.source) == (
+        1e-6,
+        16,
+        64,
+        0.04,
+        "std",
+        "verifier",
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("group", 1),
+        ("group", 2.5),
+        ("prompts", 0),
+        ("prompts", "many"),
+        ("clip", 0),
+        ("clip", float("inf")),
+        ("beta", -0.1),
+        ("beta", float("nan")),
+        ("lr", 0),
+        ("lr", -1e-3),
+        ("lr", float("nan")),
+        ("scale", "stdev"),
+        ("surrogate", "ppo"),
+        ("source", "oracle"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_by_name(field, value):
+    with pytest.raises(BakeoffError, match=rf"methods\.grpo: {field}: must be "):
+        validated(GRPO, {field: value}, "methods.grpo")
+
+
+def test_a_misspelt_option_is_refused_with_the_one_that_was_meant():
+    with pytest.raises(BakeoffError, match=r"methods\.grpo: bta: unknown key \(did you mean 'beta'\?\)"):
+        validated(GRPO, {"bta": 0.1}, "methods.grpo")
