@@ -6,7 +6,8 @@
     chance      0.0005: the program of another problem
 
 The answer is an expression of x or a Python program that defines f. The sandbox returns what it computes; whether that is
-right is decided here, on the five examples and on `HELD_OUT`.
+right is decided here, on the five examples and on `HELD_OUT`. In about one problem of 400 a second program of the family fits the
+examples and not the held-out inputs: no method can know which was meant.
 """
 
 from __future__ import annotations
