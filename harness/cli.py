@@ -89,7 +89,7 @@ def shown(root: Path, name: str, as_json: bool, output: Path | None = None) -> N
         print(json.dumps({"finding": finding(boards), "leaderboards": tables, "report": str(path)}, indent=2))
         return
     for board in boards:
-        print(f"{board.task} · {board.model}\n{text(board.frame)}\n")
+        print(f"{board.task} · {board.model} · {board.split} split\n{text(board.frame)}\n")
     print(finding(boards))
     print(f"report: {path}")
 

@@ -48,7 +48,7 @@ def _clause(board: Board, several: bool, models: bool) -> str:
     if not trained:
         return f"{place}, no trained arm has finished"
     best, *others = trained
-    said = [f"{place}, {best['arm']} {_against_base(best)}"]
+    said = [f"{place}, {best['arm']} {_against_base(best, board.split)}"]
     if several:
         return said[0]
     if others:
@@ -56,9 +56,9 @@ def _clause(board: Board, several: bool, models: bool) -> str:
     return "; ".join(said + [_control(row, best) for row in rows if row["control"]])
 
 
-def _against_base(best: Row) -> str:
+def _against_base(best: Row, split: str) -> str:
     delta = Interval(best["delta"], best["delta_low"], best["delta_high"], best["delta_seeds"])
-    solves = f"solves {percent(best['pass@1'])}% of held-out problems"
+    solves = f"solves {percent(best['pass@1'])}% of {'held-out' if split == 'test' else split} problems"
     if delta.n == 0:
         return f"{solves}, with no base to compare to on the same seeds"
     if delta.n == 1:

@@ -41,6 +41,7 @@ class Board:
     task: str
     model: str
     frame: pd.DataFrame
+    split: str = "test"  # where pass@1 was measured
 
 
 def is_base(run: Run) -> bool:
@@ -117,7 +118,7 @@ def leaderboards(comparison: Comparison) -> list[Board]:
         frame = pd.DataFrame([_row(runs, base) for runs in arms.values()])
         frame = frame.sort_values("pass@1", ascending=False, kind="stable", na_position="last", ignore_index=True)
         frame.insert(0, "rank", range(1, len(frame) + 1))
-        boards.append(Board(task, model, frame))
+        boards.append(Board(task, model, frame, comparison.of(task, model)[0].split))
     return boards
 
 

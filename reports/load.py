@@ -49,8 +49,15 @@ class Run:
     def done(self) -> bool:
         return self.status == "done"
 
+    @property
+    def split(self) -> str:
+        """Where it is scored: `test`, or `validation` for a run that was told to leave the test split alone."""
+        return "validation" if self.config.get("evaluation", {}).get("test_problems") == 0 else "test"
+
     def final(self, name: str) -> float:
-        """The last value that was logged under `name`, nan where there is none."""
+        """The last value that was logged under `name`, nan where there is none; of validation where that is all there is."""
+        if self.split == "validation":
+            name = name.replace("test/", "eval/")
         if name not in self.metrics:
             return float("nan")
         values = self.metrics[name].dropna()

@@ -23,7 +23,8 @@ count = 0
 
 def hook(event, args):
     global count
-    if event in ("open", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate") and str(place) in str(args[0]):
+    changes = event in ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate")
+    if changes or (event == "open" and str(place) in str(args[0])):
         if count == moment:
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1

@@ -298,7 +298,9 @@ def test_the_five_examples_leave_one_function_of_the_family_but_for_one_problem_
         ]
         if fits:
             ambiguous[f"{p.prompt} {p.answer}"] = fits
-    assert len(ambiguous) <= 0.01 * len(task("programs").problems("test")), f"{len(ambiguous)} problems have another answer that fits their examples: {ambiguous}"
+    assert len(ambiguous) <= 0.01 * len(task("programs").problems("test")), (
+        f"{len(ambiguous)} problems have another answer that fits their examples: {ambiguous}"
+    )
 
 
 # knights
