@@ -67,9 +67,10 @@ def finite(loss: float, grad_norm: float, step: int) -> None:
 def same_as_recorded(recorded: Mapping[str, Any], row: Mapping[str, Any], clock: Collection[str]) -> None:
     """A step that is taken again after an interruption gives the numbers it gave before."""
     for name in recorded.keys() | row.keys():
-        if name not in clock and recorded.get(name) != row.get(name):
+        before, now = recorded.get(name), row.get(name)
+        if name not in clock and before != now and not (before != before and now != now):  # nan is itself here
             raise TrustError(
-                f"step {row['step']}: {name} was {recorded.get(name)} before the interruption and is {row.get(name)} now; "
+                f"step {row['step']}: {name} was {before} before the interruption and is {now} now; "
                 "the machine or the code has changed: start this run again with --fresh"
             )
 
@@ -77,9 +78,11 @@ def same_as_recorded(recorded: Mapping[str, Any], row: Mapping[str, Any], clock:
 def intact(checkpoint: Path, sha256: Callable[[Path], str]) -> None:
     """Every file of a checkpoint is the one that was written."""
     manifest = checkpoint / "manifest.json"
-    if not manifest.exists():
-        raise TrustError(f"{checkpoint} has no manifest; start this run again with --fresh")
-    for name, digest in files.read_json(manifest).items():
+    try:
+        digests = files.read_json(manifest)
+    except (OSError, ValueError):
+        raise TrustError(f"{manifest} is damaged or missing; start this run again with --fresh") from None
+    for name, digest in digests.items():
         path = checkpoint / name
         if not path.exists() or sha256(path) != digest:
             raise TrustError(f"{path} is damaged or missing; start this run again with --fresh")

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Root = Annotated[Path, typer.Option("--root", help="where runs/, bases/ and comparisons/ are kept", envvar="BAKEOFF_ROOT")]
+Root = Annotated[
+    Path, typer.Option("--root", file_okay=False, help="where runs/, bases/ and comparisons/ are kept", envvar="BAKEOFF_ROOT")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on stdout instead of text")]
 
 
@@ -48,7 +51,7 @@ def run(
     The same command again does nothing that is done, and continues what was interrupted. Ctrl-C saves and stops.
     """
     from harness.comparison import Comparison
-    from harness.launch import is_done, launch, prepare
+    from harness.launch import is_done, launch
 
     overrides = overrides or []
     comparison = Comparison.load(sweep, overrides)
@@ -60,12 +63,12 @@ def run(
         )
         return
     command = shlex.join(["bakeoff", "run", str(sweep), *overrides])
-    runs = prepare(comparison, root, sweep.read_text(encoding="utf-8"), command)
     if wandb and find_spec("wandb") is None:
         print("wandb is not installed, so nothing is mirrored; pip install 'bakeoff[wandb]' or pass --no-wandb", file=sys.stderr)
         wandb = False
     at_once = workers or max(1, (os.cpu_count() or 1) // comparison.threads)
-    outcome = launch(comparison, runs, root, at_once, fresh, mirror=wandb)
+    source = sweep.read_text(encoding="utf-8")
+    runs, outcome = launch(comparison, root, source, command, at_once, fresh, mirror=wandb)
     if outcome.interrupted:
         left = len(runs) - len(outcome.done) - len(outcome.failed)
         print(f"stopped with {left} runs to go; the same command continues", file=sys.stderr)
@@ -256,10 +259,11 @@ def main() -> None:
     except typer.Abort:
         fail("interrupted", INTERRUPTED)
     except Exception as error:
-        import click
-
-        if isinstance(error, click.ClickException):
-            fail(error.format_message(), error.exit_code)
+        if type(error).__name__ == "NoArgsIsHelpError":  # typer carries its own copy of click's exceptions
+            print(error)
+            raise SystemExit(0) from None
+        if isinstance(message := getattr(error, "format_message", None), Callable):
+            fail(str(message()), 2)
         if type(error).__name__ == "ReportError":
             fail(str(error), 2)
         raise

@@ -18,6 +18,7 @@ from harness import models, plugins
 from harness.errors import MISSING, BakeoffError, meant
 from harness.meter import Budget
 from harness.method import Method
+from harness.task import Task
 
 STRICT = ConfigDict(extra="forbid")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -58,7 +59,7 @@ class RunConfig:
     seed: int
     budget: Budget
     evaluation: Evaluation
-    options: dict[str, Any] = field(default_factory=dict[str, Any])  # the method's own fields
+    options: dict[str, Any] = field(default_factory=dict[str, Any])  # all of the method's fields, defaults included
     threads: int = 1
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -103,7 +104,8 @@ class Comparison:
         problems = {task: models.fingerprint(checked_task(task)) for task in self.tasks}
         out = list[RunConfig]()
         for (label, table), task, model, seed in itertools.product(self.methods.items(), self.tasks, self.models, self.seeds):
-            options = {k: v for k, v in table.items() if k != "method"}
+            method = validated(plugins.find("methods", table["method"]), without_method(table), f"methods.{label}")
+            options = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
             out.append(
                 RunConfig(
                     label=label,
@@ -141,7 +143,7 @@ class Comparison:
             raise BakeoffError(f"{path}: not valid TOML: {error}") from None
         for override in overrides:
             apply(table, override)
-        if not NAME.fullmatch(table.setdefault("name", path.stem)):
+        if not NAME.fullmatch(str(table.setdefault("name", path.stem))):
             raise BakeoffError(f"{path}: name: {table['name']!r} must be lower case letters, digits, . _ and -")
         comparison = validated(Comparison, table, str(path))
         comparison.check(str(path))
@@ -157,16 +159,28 @@ class Comparison:
             if "method" not in options:
                 raise BakeoffError(f"{where}: methods.{label}: needs method = one of {', '.join(plugins.names('methods'))}")
             with located(f"{where}: methods.{label}.method"):
-                method = plugins.find("methods", options["method"])
-            validated(method, {k: v for k, v in options.items() if k != "method"}, f"{where}: methods.{label}")
+                method = plugins.find("methods", str(options["method"]))
+                if not (isinstance(method, type) and issubclass(method, Method)):
+                    raise BakeoffError(f"{options['method']!r} is not a Method")
+            validated(method, without_method(options), f"{where}: methods.{label}")
+        for key in ("tasks", "models", "seeds"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise BakeoffError(f"{where}: {key}: one of them is there twice")
         for name in (*self.tasks, *self.evaluation.other_tasks):
             with located(f"{where}: tasks"):
                 checked_task(name)
 
 
-def checked_task(name: str) -> Any:
+def without_method(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in table.items() if k != "method"}
+
+
+def checked_task(name: str) -> Task:
     """The task of this name; BakeoffError if a split that every run needs is empty."""
     task = plugins.find("tasks", name)
+    if not isinstance(task, Task):
+        raise BakeoffError(f"{name!r} is not a Task")
     for split in ("train", "validation", "test"):
         if len(task.problems(split)) == 0:
             raise BakeoffError(f"task {name!r} has no problems in its {split} split")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -43,17 +44,22 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The whole records of a file; a torn last line is not one."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def tail_jsonl(path: Path) -> dict[str, Any] | None:
     """The last whole record of a file that may be growing; None if there is none yet."""
     if not path.exists():
         return None
+    size = path.stat().st_size
+    reach = 1 << 16
     with path.open("rb") as f:
-        f.seek(max(0, path.stat().st_size - 65536))
-        lines = f.read().split(b"\n")[:-1]
-    return json.loads(lines[-1]) if lines else None
+        while True:
+            f.seek(max(0, size - reach))
+            lines = f.read(size).split(b"\n")[:-1]
+            if len(lines) > 1 or reach >= size:
+                return json.loads(lines[-1]) if lines else None
+            reach *= 4
 
 
 class Journal:
@@ -86,11 +92,20 @@ def folder(final: Path) -> Generator[Path]:
             if path.is_file():
                 with path.open("rb") as f:
                     os.fsync(f.fileno())
-        if final.exists():
+        if not final.exists():
+            temporary.replace(final)
+        elif not exchange(temporary, final):
             shutil.rmtree(final)
-        temporary.replace(final)
+            temporary.replace(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Swap two folders in one move, where the system can (Linux); False where it cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(a), here, os.fsencode(b), swap) == 0
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from harness import files, models
 from harness.comparison import Comparison, RunConfig
 
 POLL_SECONDS = 0.25
+ORPHAN_SECONDS = 60.0  # how long a worker may take to notice that it was orphaned, and to save
 
 
 @dataclass
@@ -109,33 +110,36 @@ def ensure_base(model: str, root: Path, show: Display) -> Path:
     return folder
 
 
-def prepare(comparison: Comparison, root: Path, source: str, command: str) -> list[RunConfig]:
-    """Write down what was asked, before anything runs."""
+def launch(
+    comparison: Comparison, root: Path, source: str, command: str, workers: int, fresh: bool, mirror: bool
+) -> tuple[list[RunConfig], Outcome]:
+    """Write down what is asked, then run every run that is not done. Raises BakeoffError if another process is at it."""
     runs = comparison.runs(root)
     folder = root / "comparisons" / comparison.name
-    files.write(folder / "comparison.toml", f"{source.rstrip()}\n\n# asked by: {command}\n")
-    files.write(folder / "runs.txt", "".join(f"{run.id}\n" for run in runs))
-    for run in runs:
-        if not (root / "runs" / run.id / "config.json").exists():
+    with files.lock(folder / "lock", "running this comparison"), display() as show:
+        files.write(folder / "comparison.toml", f"{source.rstrip()}\n\n# asked by: {command}\n")
+        files.write(folder / "runs.txt", "".join(f"{run.id}\n" for run in runs))
+        for run in runs:
+            if fresh:
+                forget(root / "runs" / run.id)
             files.write_json(root / "runs" / run.id / "config.json", asdict(run))
-    return runs
-
-
-def launch(comparison: Comparison, runs: list[RunConfig], root: Path, workers: int, fresh: bool, mirror: bool) -> Outcome:
-    """Run every run that is not done. Raises BakeoffError if another process is at it."""
-    with files.lock(root / "comparisons" / comparison.name / "lock", "running this comparison"), display() as show:
-        if fresh:
-            for run in runs:
-                for path in (root / "runs" / run.id).iterdir():
-                    if path.name != "config.json":
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        outcome = Outcome(done=[run.id for run in runs if is_done(root, run)])
         missing = [run for run in runs if not is_done(root, run)]
+        outcome = Outcome(done=[run.id for run in runs if is_done(root, run)])
         show.say(f"{comparison.name}: {len(outcome.done)} done, {len(missing)} to go")
         for model in comparison.models if missing else ():
             ensure_base(model, root, show)
         work(missing, root, comparison.name, workers, mirror, show, outcome)
-    return outcome
+    return runs, outcome
+
+
+def forget(folder: Path) -> None:
+    """Empty a run's folder, once nobody is at work in it."""
+    with files.lock(folder / "lock", "running", patience=ORPHAN_SECONDS):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
 
 
 def is_done(root: Path, run: RunConfig) -> bool:

@@ -71,38 +71,51 @@ def resolve(model: str, root: Path) -> tuple[str, Path]:
         raise BakeoffError(f"no model named {model!r}, and no folder of that name{meant(model, presets())}", MISSING)
     if not (folder / "config.json").is_file():
         raise BakeoffError(f"{folder} is not a model: it has no config.json; save one there with save_pretrained", MISSING)
-    weights = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
+    inspect(folder)
     digest = hashlib.sha256()
-    for path in weights:
-        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        with path.open("rb") as f:
+            digest.update(path.name.encode() + hashlib.file_digest(f, "sha256").digest())
     return f"{folder.resolve().name.lower()}-{digest.hexdigest()[:8]}", folder
 
 
-def load(folder: Path) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer, from a local folder.
+def inspect(folder: Path) -> Any:
+    """The tokenizer of a model folder. Raises BakeoffError if the folder cannot be a base.
 
-    Raises BakeoffError if the folder holds no causal model, or a tokenizer that cannot end a completion.
+    A base is a causal language model (an encoder in its decoder class is not one) whose tokenizer can end a completion.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    from transformers.utils.logging import disable_progress_bar
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise BakeoffError(f"{folder}: {first_line(error)}", MISSING) from error
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise BakeoffError(f"{folder} holds a {config.model_type!r} model, which is not a causal language model", MISSING)
-    try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise BakeoffError(f"{folder}: {first_line(error)}", MISSING) from error
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or encoder:
+        raise BakeoffError(f"{folder} holds a {config.model_type!r} model, which is not a causal language model", MISSING)
     if tokenizer.eos_token_id is None:
         raise BakeoffError(f"{folder}: the tokenizer has no EOS token, so no completion could end; set eos_token in it", MISSING)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer, from a local folder. Raises BakeoffError as `inspect` does."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    tokenizer = inspect(folder)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise BakeoffError(f"{folder}: {first_line(error)}", MISSING) from error
+    model, found = loaded
+    if found["missing_keys"]:
+        raise BakeoffError(f"{folder}: weights are missing: {', '.join(sorted(found['missing_keys'])[:3])}", MISSING)
     return model, tokenizer
 
 

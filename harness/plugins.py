@@ -31,7 +31,7 @@ def find(kind: Kind, name: str) -> Any:
         module, _, attribute = name.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise BakeoffError(f"no {kind[:-1]} at {name!r}: {error}") from error
     for entry in entry_points(group=f"bakeoff.{kind}", name=name):
         return entry.load()

@@ -56,6 +56,7 @@ class Run:
         self._recorded = files.read_jsonl(folder / "metrics.jsonl")
         self._metrics = files.Journal(folder / "metrics.jsonl")
         self._samples = files.Journal(folder / "samples.jsonl")
+        self._shown = {row["step"] for row in files.read_jsonl(folder / "samples.jsonl")}
 
     # what a method may ask for
 
@@ -101,7 +102,8 @@ class Run:
                 "completions/mean_terminated_length": sum(finished) / max(1, len(finished)),
             }
         )
-        if self.step % SHOWN_EVERY == 0 and self._line >= len(self._recorded):
+        if self.step % SHOWN_EVERY == 0 and self.step not in self._shown:
+            self._shown.add(self.step)
             self._samples.append(
                 *(
                     {

@@ -61,7 +61,9 @@ class WandbTracker:
         try:
             act()
         except Exception as error:
-            warnings.warn(f"W&B mirror stopped: {error}; metrics.jsonl goes on", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"W&B mirror stopped: {str(error).split(chr(10))[0]}; metrics.jsonl goes on", RuntimeWarning, stacklevel=3
+            )
             self._run = None
 
     def log(self, row: Mapping[str, float]) -> None:

@@ -15,11 +15,10 @@ from harness import files
 from harness.comparison import RunConfig
 from harness.environment import environment
 from harness.errors import INTERRUPTED, RUNS_FAILED, BakeoffError
+from harness.launch import ORPHAN_SECONDS
 from harness.run import Run
 from harness.tracker import NoTracker, WandbTracker
 from harness.train import Interrupted, train
-
-ORPHAN_SECONDS = 60  # how long the last worker on this run may take to notice that it was orphaned, and to save
 
 
 def main(config: RunConfig, root: Path, comparison: str, mirror: bool) -> NoReturn:
@@ -37,6 +36,8 @@ def main(config: RunConfig, root: Path, comparison: str, mirror: bool) -> NoRetu
 
     folder = root / "runs" / config.id
     with files.lock(folder / "lock", "running", patience=ORPHAN_SECONDS):
+        if (folder / "DONE").exists():
+            raise SystemExit(0)
         raise SystemExit(execute(config, root, folder, comparison, mirror, stop))
 
 

@@ -50,7 +50,7 @@ def is_base(run: Run) -> bool:
 
 def is_control(run: Run) -> bool:
     """Whether an arm is there to be no better than nothing: its label, or the reward it trains on, says so."""
-    said = f"{run.label} {run.config.get('options', {}).get('reward', '')}".lower()
+    said = f"{run.label} {run.config.get('options', {}).get('source', '')}".lower()
     return not is_base(run) and any(word in said for word in CONTROL_WORDS)
 
 
