@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -164,9 +165,8 @@ class Comparison:
                     raise BakeoffError(f"{options['method']!r} is not a Method")
             validated(method, without_method(options), f"{where}: methods.{label}")
         for key in ("tasks", "models", "seeds"):
-            values = getattr(self, key)
-            if len(set(values)) < len(values):
-                raise BakeoffError(f"{where}: {key}: one of them is there twice")
+            if twice := sorted(value for value, n in Counter(getattr(self, key)).items() if n > 1):
+                raise BakeoffError(f"{where}: {key}: {twice[0]!r} is there twice")
         for name in (*self.tasks, *self.evaluation.other_tasks):
             with located(f"{where}: tasks"):
                 checked_task(name)

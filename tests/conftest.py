@@ -24,9 +24,11 @@ SMALL = Evaluation(points=2, validation_problems=4, validation_samples=1, test_p
 
 
 @pytest.fixture(autouse=True)
-def nothing_leaves_this_machine(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.delenv("BAKEOFF_ROOT", raising=False)
+def nothing_leaves_this_machine():
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("WANDB_MODE", "offline")
+        environ.delenv("BAKEOFF_ROOT", raising=False)
+        yield
 
 
 def environment(**changes):

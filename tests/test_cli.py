@@ -61,7 +61,7 @@ MISUSED = {
     "command": (["rnu"], ["rnu", "run"]),
     "option": (["run", str(SMOKE), "--dryrun"], ["--dryrun"]),
     "value of an option": (["run", str(SMOKE), "--workers", "-1"], ["workers"]),
-    "missing argument": (["run"], ["SWEEP"]),
+    "missing argument": (["run"], ["sweep"]),
     "thing to list": (["list", "method"], ["method", "methods"]),
     "preset": (["pretrain", "smokey"], ["smokey", "did you mean 'smoke'"]),
 }
