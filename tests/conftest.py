@@ -61,6 +61,7 @@ def cli(monkeypatch, capsys):
     from harness.cli import main
 
     def call(*args):
+        capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["bakeoff", *map(str, args)])
         with pytest.raises(SystemExit) as end:
             main()
