@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, isfinite
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from reports.numbers import percent, points
@@ -91,8 +91,7 @@ def _control(row: Row, best: Row) -> str:
         beaten = paired(best["scores"], row["scores"])
         held = "" if beaten.low > 0 else f", and {best['arm']} is not distinguishably better than it"
         return f"{name} moves too, {points(delta.mean)} points ({_bounds(delta)}){held}"
-    bound = ceil(100 * max(abs(delta.low), abs(delta.high)))
-    return f"{name} stays within ±{bound} points of the base"
+    return f"{name} is not distinguishable from the base ({_interval(delta)})"
 
 
 def _interval(delta: Interval) -> str:
