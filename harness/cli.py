@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -251,6 +252,7 @@ def printable(text: str) -> str:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell put it in the background
     code = 0
     try:
         code = app(standalone_mode=False) or 0
