@@ -214,6 +214,7 @@ def test_a_comparison_in_which_nothing_finished_still_has_a_page(tmp_path):
     assert "No run has finished yet" in render(tmp_path, "none")
 
 
+@pytest.mark.slow
 def test_the_same_directories_give_the_same_bytes(tmp_path):
     for root in (tmp_path / "a", tmp_path / "b"):
         write_comparison(root, states=TROUBLE, hostile=True)
@@ -276,6 +277,7 @@ def test_the_page_loads_nothing_and_its_policy_allows_only_its_own_script_and_st
         assert f"{tag}-src 'sha256-{digest}'" in policy[1]
 
 
+@pytest.mark.slow
 def test_a_forty_run_comparison_stays_small(tmp_path):
     write_comparison(tmp_path, seeds=6)
     assert len(render(tmp_path, "demo").encode()) < 1_000_000

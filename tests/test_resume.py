@@ -20,6 +20,8 @@ from harness.train import CHECKPOINT_EVERY, Interrupted, train
 from harness.worker import execute
 from methods.grpo import GRPO as Grpo
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 SWEEP = """
 question = "Does an interruption change a number?"

@@ -130,6 +130,7 @@ def test_the_worked_solutions_end_in_eos_and_are_masked_to_their_last_token(root
         assert mask.sum() == len(run.ids(problem.solution)) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [SFT, GRPO], ids=["sft", "grpo"])
 def test_the_same_configuration_gives_the_same_numbers_and_weights_twice(root, options):
     config = config_of(root, steps=3, **options)

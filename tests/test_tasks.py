@@ -427,6 +427,7 @@ print(json.dumps(out))
 """
 
 
+@pytest.mark.slow
 def test_problem_i_is_the_same_in_every_process_whatever_was_asked_before():
     here = dict[str, str]()
     for name in NAMES:
