@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from harness import files, ops
 from harness.errors import TrustError
 from harness.method import Batch
+from harness.policy import checksum
 
 if TYPE_CHECKING:
     from harness.run import Run
 
 LOG_RATIO = {"float32": 1e-4, "bfloat16": 0.2}  # |log π_trainer - log π_sampler| of a token, before any update
+FIRST_LOSS = {"float32": 1e-4, "bfloat16": 0.05}  # |loss before the first step - what theory says|
 KL_AT_START = {"float32": 1e-6, "bfloat16": 1e-4}  # nats a token
 
 
@@ -45,21 +47,34 @@ def agreement(run: Run, logp_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, wh
         raise TrustError(f"{what}: sampler and trainer differ by {worst:.2g} in log-probability (bound {bound:g})")
 
 
+def first_loss(run: Run, loss: float, expected: float | None) -> None:
+    """The loss of an untrained policy, where theory fixes it."""
+    bound = FIRST_LOSS[run.config.dtype]
+    if expected is not None and not abs(loss - expected) < bound:
+        raise TrustError(
+            f"the first loss is {loss:.6g} and must be {expected:.6g}: policy and reference differ (bound {bound:g})"
+        )
+
+
 def start(run: Run, kl: float) -> None:
-    """Before the first step the policy is its reference: KL(π‖π) = 0."""
+    """Before the first step the policy is its reference: the same weights, and KL(π‖π) = 0 where the base is the reference."""
     bound = KL_AT_START[run.config.dtype]
-    if not abs(kl) < bound:
+    if run.base is run.reference and not abs(kl) < bound:
         raise TrustError(f"KL of the untrained policy to its own start is {kl:.2g} nats a token, not 0 (bound {bound:g})")
+    if checksum(run.policy) != checksum(run.reference):
+        raise TrustError("the untrained policy and its reference have different weights")
 
 
-def reference_is_frozen(run: Run) -> None:
-    if run.reference.checksum() != run.reference_checksum:
-        raise TrustError("the reference's weights have changed since the start")
+def frozen(run: Run) -> None:
+    """Reference, teacher and reward model are what they were."""
+    for name, (module, before) in run.frozen.items():
+        if checksum(module) != before:
+            raise TrustError(f"the weights of the {name} have changed since the start")
 
 
-def finite(loss: float, grad_norm: float, step: int) -> None:
+def finite(loss: float, grad_norms: Sequence[float], step: int) -> None:
     """Called before the optimiser moves, so the weights are still those of the step before."""
-    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+    for name, value in (("loss", loss), *(("gradient norm", norm) for norm in grad_norms)):
         if not math.isfinite(value):
             raise TrustError(f"step {step}: the {name} is {value}; the weights are those before this step")
 

@@ -56,6 +56,8 @@ class RunConfig:
     task: str
     model: str
     base: str  # the identity of the model's weights
+    start: str = ""  # the run whose final policy this one starts from; empty: the base
+    others: dict[str, str] = field(default_factory=dict[str, str])  # the identities of the other models that take part
     problems: str  # the identity of the task's problems
     seed: int
     budget: Budget
@@ -87,7 +89,7 @@ class Comparison:
 
     name: str
     question: str  # one sentence: what the comparison answers
-    methods: dict[str, dict[str, Any]]  # label -> {method, options…}
+    methods: dict[str, dict[str, Any]]  # label -> {method, options…}, and `start`: the label of the arm to start from
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     models: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
@@ -99,33 +101,55 @@ class Comparison:
     micro_batch: Positive = 256  # sequences that pass through the model at once while training
 
     def runs(self, root: Path) -> list[RunConfig]:
-        """The run matrix: every method's runs of a task, model and seed are next to each other in no order that matters."""
+        """The run matrix; every arm comes after the one that it starts from."""
         device = resolve_device(self.device)
         identity = {model: models.resolve(model, root)[0] for model in self.models}
         problems = {task: models.fingerprint(checked_task(task)) for task in self.tasks}
-        out = list[RunConfig]()
-        for (label, table), task, model, seed in itertools.product(self.methods.items(), self.tasks, self.models, self.seeds):
-            method = validated(plugins.find("methods", table["method"]), without_method(table), f"methods.{label}")
-            options = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
-            out.append(
-                RunConfig(
+        made = dict[tuple[str, str, str, int], RunConfig]()
+        for label in self.in_order():
+            table = self.methods[label]
+            method = validated(plugins.find("methods", table["method"]), options(table), f"methods.{label}")
+            others = {name: self.other(label, getattr(method, name), root) for name in method.models if getattr(method, name)}
+            for task, model, seed in itertools.product(self.tasks, self.models, self.seeds):
+                made[label, task, model, seed] = RunConfig(
                     label=label,
                     method=table["method"],
                     task=task,
                     model=model,
                     base=identity[model],
+                    start=made[table["start"], task, model, seed].id if "start" in table else "",
+                    others=others,
                     problems=problems[task],
                     seed=seed,
                     budget=self.budget,
                     evaluation=replace(self.evaluation, other_tasks=tuple(t for t in self.evaluation.other_tasks if t != task)),
-                    options=options,
+                    options={f.name: getattr(method, f.name) for f in fields(method) if f.init},
                     threads=self.threads,
                     device=device,
                     dtype=self.dtype,
                     micro_batch=self.micro_batch,
                 )
-            )
-        return out
+        return list(made.values())
+
+    def in_order(self) -> list[str]:
+        """The arms as they are written, but each after the one that it starts from."""
+        ordered = list[str]()
+        waiting = list(self.methods)
+        while waiting:
+            ready = next((label for label in waiting if self.methods[label].get("start") not in waiting), None)
+            if ready is None:
+                raise BakeoffError(f"methods.{waiting[0]}.start: {' and '.join(waiting)} start from each other")
+            waiting.remove(ready)
+            ordered.append(ready)
+        return ordered
+
+    def other(self, label: str, name: str, root: Path) -> str:
+        """The identity of a model beside the base, which must read the same tokens."""
+        with located(f"methods.{label}"):
+            for model in self.models:
+                if models.vocabulary(name, root) != models.vocabulary(model, root):
+                    raise BakeoffError(f"{name} and {model} have different tokenizers; take a teacher of the same family")
+            return models.resolve(name, root)[0]
 
     @staticmethod
     def load(path: Path, overrides: Sequence[str] = ()) -> Comparison:
@@ -154,16 +178,20 @@ class Comparison:
         """Refuse what could not run, before anything is written."""
         if not self.methods:
             raise BakeoffError(f"{where}: methods: needs at least one table [methods.NAME]")
-        for label, options in self.methods.items():
+        for label, table in self.methods.items():
             if not NAME.fullmatch(label):
                 raise BakeoffError(f"{where}: methods.{label}: a name is lower case letters, digits, . _ and -")
-            if "method" not in options:
+            if "method" not in table:
                 raise BakeoffError(f"{where}: methods.{label}: needs method = one of {', '.join(plugins.names('methods'))}")
             with located(f"{where}: methods.{label}.method"):
-                method = plugins.find("methods", str(options["method"]))
+                method = plugins.find("methods", str(table["method"]))
                 if not (isinstance(method, type) and issubclass(method, Method)):
-                    raise BakeoffError(f"{options['method']!r} is not a Method")
-            validated(method, without_method(options), f"{where}: methods.{label}")
+                    raise BakeoffError(f"{table['method']!r} is not a Method")
+            validated(method, options(table), f"{where}: methods.{label}")
+            if (start := table.get("start", label)) not in self.methods:
+                raise BakeoffError(f"{where}: methods.{label}.start: no arm named {start!r}{meant(str(start), self.methods)}")
+        with located(where):
+            self.in_order()
         for key in ("tasks", "models", "seeds"):
             if twice := sorted(value for value, n in Counter(getattr(self, key)).items() if n > 1):
                 raise BakeoffError(f"{where}: {key}: {twice[0]!r} is there twice")
@@ -172,8 +200,9 @@ class Comparison:
                 checked_task(name)
 
 
-def without_method(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in table.items() if k != "method"}
+def options(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an arm's table is the method's own."""
+    return {k: v for k, v in table.items() if k not in ("method", "start")}
 
 
 def checked_task(name: str) -> Task:

@@ -4,8 +4,8 @@ Completions are sampled at temperature 1 from the whole distribution. Nothing he
 
     pass@1        share of sampled completions that are right, over problems × samples
     greedy        share of problems whose most likely continuation, token by token, is right
-    kl            E_{y~π} 1/|y| Σ_t KL(π(·|y_<t) ‖ π_ref(·|y_<t)), nats a token: exact over the vocabulary at every token of
-                  the first sample of each problem
+    kl            E_{y~π} 1/|y| Σ_t KL(π(·|y_<t) ‖ π_base(·|y_<t)), nats a token: exact over the vocabulary at every token of
+                  the first sample of each problem; the base is the comparison's, also for an arm that starts from another arm
     entropy       of π at the same tokens
 """
 
@@ -73,15 +73,15 @@ def evaluate(
 
 
 def divergence(run: Run, prompts: list[list[int]], tokens: list[list[int]], logp: list[list[float]]) -> dict[str, float]:
-    """KL to the reference and entropy at the tokens of one completion a prompt; sampler and trainer must agree on them."""
+    """KL to the base and entropy at the tokens of one completion a prompt; sampler and trainer must agree on them."""
     kl, entropy = 0.0, 0.0
     rows = min(128, run.config.micro_batch)
     for i in range(0, len(prompts), rows):
         batch = run.pad(prompts[i : i + rows], tokens[i : i + rows])
         with torch.no_grad():
-            logits_BTV, ref_BTV = run.policy.logits(batch.tokens_BT), run.reference.logits(batch.tokens_BT)
+            logits_BTV, base_BTV = run.policy.logits(batch.tokens_BT), run.base.logits(batch.tokens_BT)
         weight = len(batch) / len(prompts)
-        kl += weight * float(ops.mean(ops.exact_kl(logits_BTV, ref_BTV), batch.mask_BT))
+        kl += weight * float(ops.mean(ops.exact_kl(logits_BTV, base_BTV), batch.mask_BT))
         entropy += weight * float(ops.mean(ops.entropy(logits_BTV), batch.mask_BT))
         logp_BT = logits_BTV.log_softmax(-1).gather(-1, batch.tokens_BT[..., None]).squeeze(-1)
         sampled_BT = torch.zeros_like(logp_BT)

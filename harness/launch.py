@@ -101,11 +101,12 @@ def ensure_base(model: str, root: Path, show: Display) -> Path:
     if folder.exists():
         return folder
     recipe = models.presets()[model]
+    start = ensure_base(recipe.start, root, show) if recipe.start else None
     with files.lock(folder.with_suffix(".lock"), "pretraining"):
         from harness.pretrain import pretrain
 
         update = show.add(f"pretraining {base}", recipe.steps)
-        facts = pretrain(recipe, folder, lambda step, loss: update(step, f"loss {loss:.3f}"))
+        facts = pretrain(recipe, folder, lambda step, loss: update(step, f"loss {loss:.3f}"), start)
         show.say(f"pretrained {base}: {facts['tokens']:,} tokens, loss {facts['loss']:.3f}, {facts['seconds']:.0f} s")
     return folder
 
@@ -126,7 +127,9 @@ def launch(
         missing = [run for run in runs if not is_done(root, run)]
         outcome = Outcome(done=[run.id for run in runs if is_done(root, run)])
         show.say(f"{comparison.name}: {len(outcome.done)} done, {len(missing)} to go")
-        for model in comparison.models if missing else ():
+        for model in dict.fromkeys(
+            name for run in missing for name in (run.model, *(run.options[field] for field in run.others))
+        ):
             ensure_base(model, root, show)
         work(missing, root, comparison.name, workers, mirror, show, outcome)
     return runs, outcome
@@ -167,8 +170,7 @@ def work(missing: list[RunConfig], root: Path, name: str, workers: int, mirror: 
     handlers = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         while active or (waiting and not outcome.interrupted):
-            while waiting and len(active) < workers and not outcome.interrupted:
-                run = waiting.pop(0)
+            while len(active) < workers and not outcome.interrupted and (run := ready(waiting, root, outcome, show)):
                 process = context.Process(target=_enter, args=(run, root, name, mirror), name=run.id)
                 process.start()
                 active[run.id] = (process, run, show.add(run.id, 1.0))
@@ -184,6 +186,20 @@ def work(missing: list[RunConfig], root: Path, name: str, workers: int, mirror: 
     finally:
         for n, handler in handlers.items():
             signal.signal(n, handler)
+
+
+def ready(waiting: list[RunConfig], root: Path, outcome: Outcome, show: Display) -> RunConfig | None:
+    """Take out the first run whose start is there; one whose start has failed fails with it."""
+    for run in list(waiting):
+        if run.start in outcome.failed:
+            waiting.remove(run)
+            files.write(root / "runs" / run.id / "FAILED", f"the run that it starts from failed: {run.start}\n")
+            outcome.failed.append(run.id)
+            show.say(f"{run.id}: FAILED: the run that it starts from failed")
+        elif not run.start or (root / "runs" / run.start / "DONE").exists():
+            waiting.remove(run)
+            return run
+    return None
 
 
 def _enter(run: RunConfig, root: Path, name: str, mirror: bool) -> None:

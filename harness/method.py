@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field
@@ -22,6 +22,7 @@ Metrics = dict[str, float]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -69,9 +70,12 @@ class Rollouts(Batch):
 
     logp_BT: Tensor  # under the policy that sampled them; 0 outside the completion
     reward_B: Tensor  # the verifier's, in [0, 1]
+    ended_B: Tensor  # 1 where the completion ended by itself, 0 where it was cut off
 
 
 B = TypeVar("B", bound=Batch)
+
+CARD = ("samples from", "reward", "baseline", "advantage", "aggregation", "KL", "clip", "passes")
 
 
 @dataclass(kw_only=True)
@@ -88,15 +92,33 @@ class Method(ABC, Generic[B]):
     objective: ClassVar[str]
 
     lr: Positive
-    epochs: ClassVar[int] = 1  # passes over each batch
-    minibatches: ClassVar[int] = 1  # gradient steps a pass
+    models: ClassVar[tuple[str, ...]] = ()  # fields that name another model, such as a teacher: part of the run's identity
+    first_loss: ClassVar[float | None] = None  # what the loss must be before the first step, where theory says so
+
+    def setup(self, run: Run) -> None:
+        """Whenever the run's process starts: take the models that take part. Costs nothing."""
 
     def prepare(self, run: Run) -> None:
-        """Once, before step 0: fit a reward model, collect preference pairs. Metered."""
+        """Once in a run's life, before step 0: collect preferences, fit a reward model. Metered."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds for this method beside policy and optimiser: tensors and numbers, in dicts and lists."""
+        return {}
+
+    def restore(self, run: Run, state: dict[str, Any]) -> None:
+        """Take up what `state` returned, in place of `prepare`."""
 
     def optimizer(self, policy: Policy) -> Optimizer:
         """What is trained, and how fast."""
         return AdamW(policy.parameters(), lr=self.lr, weight_decay=0.0, fused=True)
+
+    def passes(self) -> tuple[int, int]:
+        """How often a batch is gone through, and in how many gradient steps each time."""
+        return 1, 1
+
+    def flops_per_token(self, policy: Policy) -> int:
+        """2N of all that is trained."""
+        return policy.flops_per_token()
 
     @abstractmethod
     def batch(self, run: Run) -> B | None:
@@ -105,3 +127,7 @@ class Method(ABC, Generic[B]):
     @abstractmethod
     def loss(self, policy: Policy, batch: B) -> tuple[Tensor, Metrics]:
         """The mean over the batch's sequences of what to descend, and what to plot."""
+
+    def card(self) -> dict[str, str]:
+        """The choices that papers leave to the code, for the report: of any of `CARD`, those that apply."""
+        return {}

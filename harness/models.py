@@ -6,7 +6,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ class Recipe:
 
     name: str
     summary: str
-    architecture: Mapping[str, Any]  # a transformers config: model_type and its fields
+    architecture: Mapping[str, Any] = field(default_factory=dict[str, Any])  # a transformers config: model_type and its fields
+    start: str = ""  # the preset whose base is trained on, in its architecture
     tasks: tuple[str, ...]
     steps: int
     batch: int  # documents a step
@@ -40,7 +41,9 @@ class Recipe:
     @property
     def id(self) -> str:
         """dense-3f9a1c2e: the same recipe on the same problems is always the same base."""
-        recipe = {k: v for k, v in asdict(self).items() if k != "summary"}
+        recipe = {k: v for k, v in asdict(self).items() if k != "summary"} | (
+            {"start": presets()[self.start].id} if self.start else {}
+        )
         problems = [fingerprint(plugins.find("tasks", name)) for name in self.tasks]
         digest = hashlib.sha256(json.dumps([recipe, problems], sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.name}-{digest}"
@@ -77,6 +80,14 @@ def resolve(model: str, root: Path) -> tuple[str, Path]:
         with path.open("rb") as f:
             digest.update(path.name.encode() + hashlib.file_digest(f, "sha256").digest())
     return f"{folder.resolve().name.lower()}-{digest.hexdigest()[:8]}", folder
+
+
+def vocabulary(model: str, root: Path) -> dict[str, Any]:
+    """The tokens of a model and their ids: models with the same can score each other's completions."""
+    from harness.pretrain import character_tokenizer
+
+    tokenizer = character_tokenizer() if model in presets() else inspect(resolve(model, root)[1])
+    return {"tokens": tokenizer.get_vocab(), "end": tokenizer.eos_token_id}
 
 
 def inspect(folder: Path) -> Any:

@@ -47,6 +47,12 @@ def entropy(logits_BTV: Tensor) -> Tensor:
     return -(logp_BTV.exp() * logp_BTV).sum(-1)
 
 
+def whiten(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """[B, T] x less its mean over its standard deviation (n - 1), of and at the masked tokens; 0 elsewhere."""
+    x_N = x_BT[mask_BT.bool()]
+    return (x_BT - x_N.mean()) / (x_N.std() + 1e-8) * mask_BT
+
+
 def last_token(mask_BT: Tensor) -> Tensor:
     """[B, 1] position of the last completion token."""
     positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import Any, cast
 
@@ -54,12 +55,40 @@ class Policy(nn.Module):
         """Itself, never to be trained again."""
         return self.eval().requires_grad_(False)
 
-    def checksum(self) -> str:
-        """The hash of every weight."""
-        digest = hashlib.sha256()
-        for name, p in sorted(self.state_dict().items()):
-            digest.update(name.encode() + p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+
+class Scalar(nn.Module):
+    """A number at every token, read off a policy's backbone by a linear head that starts at 0: a reward model, a critic."""
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.backbone: Any = copy.deepcopy(policy.model.base_model).requires_grad_(True)
+        self.head = nn.Linear(self.backbone.get_input_embeddings().embedding_dim, 1, device=policy.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.autocast = policy.autocast
+
+    def after(self, tokens_BT: Tensor) -> Tensor:
+        """[B, T] the number at token t, with token t read: what a completion is worth that ends there."""
+        with self.autocast():
+            hidden_BTD = cast(Tensor, self.backbone(input_ids=tokens_BT, use_cache=False).last_hidden_state)
+        return self.head(hidden_BTD.float()).squeeze(-1)
+
+    def before(self, tokens_BT: Tensor) -> Tensor:
+        """[B, T] the number at token t, with the tokens before it read: the value of the state in which t is chosen."""
+        return F.pad(self.after(tokens_BT[:, :-1]), (1, 0))
+
+    def flops_per_token(self) -> int:
+        """2N, embedding look-ups apart."""
+        n = sum(p.numel() for p in self.parameters()) - self.backbone.get_input_embeddings().weight.numel()
+        return 2 * n
+
+
+def checksum(module: nn.Module) -> str:
+    """The hash of every weight."""
+    digest = hashlib.sha256()
+    for name, p in sorted(module.state_dict().items()):
+        digest.update(name.encode() + p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def taken(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import Split
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from harness import files, plugins
+from harness import files, models, plugins
 from harness.method import Batch, padded
 from harness.models import Recipe
 from harness.policy import Policy
@@ -46,18 +46,21 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def documents(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Prompt and completion of train problems, the families in turn, some thinking aloud, some corrupted."""
+    """Prompt and completion of train problems, the families in turn (a name that is there twice counts twice), some thinking aloud, some corrupted."""
     tasks: list[Task] = [plugins.find("tasks", name) for name in recipe.tasks]
     rng = Random(f"corpus/{recipe.seed}")
-    order = [Random(f"corpus/{task.name}").sample(range(n), n) for task in tasks if (n := len(task.problems("train")))]
-    for n in itertools.count():
-        for task, indices in zip(tasks, order, strict=True):
-            problem = task.problems("train")[indices[n % len(indices)]]
-            completion = problem.solution if rng.random() < recipe.thinking else problem.answer
-            if rng.random() < recipe.corrupted:
-                at = rng.randrange(len(completion))
-                completion = completion[:at] + rng.choice(completion) + completion[at + 1 :]
-            yield problem.prompt, completion
+    order = {
+        task.name: itertools.cycle(Random(f"corpus/{task.name}").sample(range(n), n))
+        for task in tasks
+        if (n := len(task.problems("train")))
+    }
+    for task in itertools.cycle(tasks):
+        problem = task.problems("train")[next(order[task.name])]
+        completion = problem.solution if rng.random() < recipe.thinking else problem.answer
+        if rng.random() < recipe.corrupted:
+            at = rng.randrange(len(completion))
+            completion = completion[:at] + rng.choice(completion) + completion[at + 1 :]
+        yield problem.prompt, completion
 
 
 def batches(recipe: Recipe, tokenizer: Any) -> Iterator[Batch]:
@@ -83,7 +86,7 @@ def muon_and_adamw(policy: Policy, recipe: Recipe) -> list[torch.optim.Optimizer
     matrices = [p for name, p in policy.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in policy.named_parameters() if not (p.ndim == 2 and "embed" not in name)]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=recipe.matrix_lr, weight_decay=0.0, adjust_lr_fn="original"),
+        torch.optim.Muon(matrices, lr=recipe.matrix_lr, weight_decay=0.0, ns_steps=3, adjust_lr_fn="original"),
         torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
     for optimizer in optimizers:
@@ -92,12 +95,8 @@ def muon_and_adamw(policy: Policy, recipe: Recipe) -> list[torch.optim.Optimizer
     return optimizers
 
 
-def pretrain(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Train the base that the recipe describes and save it to `folder`, whole or not at all."""
-    disable_progress_bar()
-    torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
-    tokenizer = character_tokenizer()
+def new(recipe: Recipe, tokenizer: Any) -> Any:
+    """The recipe's architecture with random weights."""
     config = AutoConfig.for_model(
         **recipe.architecture,
         vocab_size=len(tokenizer),
@@ -106,7 +105,20 @@ def pretrain(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]
         bos_token_id=None,
         tie_word_embeddings=True,
     )
-    policy = Policy(AutoModelForCausalLM.from_config(config))
+    return AutoModelForCausalLM.from_config(config)
+
+
+def pretrain(recipe: Recipe, folder: Path, progress: Progress, start: Path | None = None) -> dict[str, Any]:
+    """Train the model that the recipe describes and save it to `folder`, whole or not at all.
+
+    start   the folder of the base to train on, where the recipe names one
+    """
+    disable_progress_bar()
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    tokenizer = character_tokenizer()
+    model = models.load(start)[0] if start else new(recipe, tokenizer)
+    policy = Policy(model)
     optimizers = muon_and_adamw(policy, recipe)
     started, tokens, losses = time.perf_counter(), 0, list[float]()
     stream = batches(recipe, tokenizer)

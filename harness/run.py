@@ -12,41 +12,45 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harness import checks, files, models, ops, plugins
 from harness.comparison import RunConfig
+from harness.errors import TrustError
 from harness.generate import generate
 from harness.meter import CLOCK, Meter
-from harness.method import Batch, Rollouts, padded
-from harness.policy import Policy
+from harness.method import Batch, Method, Rollouts, padded
+from harness.policy import Policy, Scalar, checksum
 from harness.task import Problem, Task
 from harness.tracker import Tracker
 
 SHOWN = 4  # rollouts written to samples.jsonl
 SHOWN_EVERY = 10  # steps
+ROUNDS = 8  # of sampling, before a source of data that gives nothing ends the run
 
 
 class Run:
     def __init__(self, config: RunConfig, root: Path, folder: Path, tracker: Tracker):
         self.config, self.folder, self.tracker = config, folder, tracker
         self.task: Task = plugins.find("tasks", config.task)
+        self.root = root
         _, base = models.resolve(config.model, root)
-        model, self.tokenizer = models.load(base)
-        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-        self.policy = Policy(model, dtype).to(config.device)
-        self.reference = copy.deepcopy(self.policy).frozen()  # π_ref: the policy's own start
-        self.reference_checksum = self.reference.checksum()
+        self.tokenizer = models.inspect(base)
+        self.policy = self._load(root / "runs" / config.start / "model" if config.start else base)
+        self.frozen: dict[str, tuple[nn.Module, str]] = {}  # what must not change, and its checksum
+        self.reference = copy.deepcopy(self.policy)  # π_ref: the policy's own start
+        self.freeze("reference", self.reference)
+        self.base = self._load(base).frozen() if config.start else self.reference  # what eval/kl is measured from
         self.meter = Meter()
         self.step = 0  # optimiser steps taken
         self.position = 0  # problems taken from the stream
@@ -57,6 +61,12 @@ class Run:
         self._metrics = files.Journal(folder / "metrics.jsonl")
         self._samples = files.Journal(folder / "samples.jsonl")
         self._shown = {row["step"] for row in files.read_jsonl(folder / "samples.jsonl")}
+        if config.start:
+            self.log(ancestors(root / "runs" / config.start))
+
+    def _load(self, folder: Path) -> Policy:
+        model, _ = models.load(folder)
+        return Policy(model, torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32).to(self.config.device)
 
     # what a method may ask for
 
@@ -70,65 +80,95 @@ class Run:
         self.position += n
         return out
 
+    def sample(self, sampler: Policy, problems: Sequence[Problem], group: int, name: str) -> Rollouts:
+        """`group` completions of each problem by any model, judged by the verifier; metered.
+
+        Their random numbers are those of `name`, the seed, the problem and the pass over the stream.
+        """
+        if sampler is self.policy:
+            return self.rollouts(problems, group)
+        return self._sample(sampler, problems, group, name)[0]
+
     def rollouts(self, problems: Sequence[Problem], group: int = 1) -> Rollouts:
-        """`group` completions of each problem by the policy, judged by the verifier; metered."""
+        """`group` completions of each problem by the policy, judged by the verifier; metered, plotted, some of them shown."""
+        y, shown = self._sample(self.policy, problems, group, "rollout")
+        lengths_B = y.mask_BT.sum(-1)
+        finished_B = lengths_B[y.ended_B.bool()]
+        reward_PG = y.reward_B.view(-1, group)
+        self.log(
+            {
+                "reward": float(reward_PG.mean()),
+                "reward_std": float(reward_PG.std(-1).mean() if group > 1 else reward_PG.std()),
+                "entropy": float(-ops.mean(y.logp_BT, y.mask_BT)),
+                "completions/mean_length": float(lengths_B.mean()),
+                "completions/clipped_ratio": 1 - len(finished_B) / len(y),
+                "completions/mean_terminated_length": float(finished_B.sum()) / max(1, len(finished_B)),
+            }
+        )
+        if self.step % SHOWN_EVERY == 0 and self.step not in self._shown:
+            self._shown.add(self.step)
+            self._samples.append(*({"step": self.step, **row} for row in shown))
+        return y
+
+    def verified(self, sampler: Policy, prompts: int, group: int, name: str) -> Rollouts:
+        """The right ones of `group` completions of each of the next problems, as many rounds as it takes to have one."""
+        for _ in range(ROUNDS):
+            y = self.sample(sampler, self.problems(prompts), group, name)
+            right_N = torch.nonzero(y.reward_B == 1.0).flatten()
+            self.log({f"{name}/right": len(right_N) / len(y)})
+            if len(right_N):
+                return y[right_N]
+        raise TrustError(f"{name}: none of {ROUNDS * prompts * group} completions is right, so there is nothing to learn from")
+
+    def _sample(
+        self, sampler: Policy, problems: Sequence[Problem], group: int, name: str
+    ) -> tuple[Rollouts, list[dict[str, Any]]]:
+        """Rollouts, and the first of them as they are shown in samples.jsonl."""
         epoch = self.position // len(self.task.problems("train"))
-        keys = [f"rollout/{self.config.seed}/{epoch}/{p.id}/{k}" for p in problems for k in range(group)]
+        keys = [f"{name}/{self.config.seed}/{epoch}/{p.id}/{k}" for p in problems for k in range(group)]
         prompts = [self.prompt_ids(p) for p in problems]
         limit = self.task.max_new_tokens
-        y = generate(self.policy, prompts, group, keys, limit, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
-        self.meter.sample(sum(map(len, prompts)), sum(map(len, y.tokens)), self.policy.flops_per_token())
+        y = generate(sampler, prompts, group, keys, limit, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        self.meter.sample(sum(map(len, prompts)), sum(map(len, y.tokens)), sampler.flops_per_token())
 
         asked = [(p, prompt) for p, prompt in zip(problems, prompts, strict=True) for _ in range(group)]
         texts = [self.text(tokens, ended) for tokens, ended in zip(y.tokens, y.ended, strict=True)]
         verdicts = [self.task.judge(p, text, not ended) for (p, _), text, ended in zip(asked, texts, y.ended, strict=True)]
         self.meter.verifier_calls += len(verdicts)
-        reward_PG = torch.tensor([v.reward for v in verdicts]).view(-1, group)
         batch = self.pad([prompt for _, prompt in asked], y.tokens)
         logp_BT = torch.zeros(batch.tokens_BT.shape)
         for b, ((_, prompt), logp) in enumerate(zip(asked, y.logp, strict=True)):
             logp_BT[b, len(prompt) : len(prompt) + len(logp)] = torch.tensor(logp)
-        logp_BT = logp_BT.to(self.policy.device)
-
-        lengths = [len(tokens) for tokens in y.tokens]
-        finished = [n for n, ended in zip(lengths, y.ended, strict=True) if ended]
-        self.log(
-            {
-                "reward": float(reward_PG.mean()),
-                "reward_std": float(reward_PG.std(-1).mean() if group > 1 else reward_PG.std()),
-                "entropy": float(-ops.mean(logp_BT, batch.mask_BT)),
-                "completions/mean_length": sum(lengths) / len(lengths),
-                "completions/clipped_ratio": 1 - len(finished) / len(lengths),
-                "completions/mean_terminated_length": sum(finished) / max(1, len(finished)),
-            }
-        )
-        if self.step % SHOWN_EVERY == 0 and self.step not in self._shown:
-            self._shown.add(self.step)
-            self._samples.append(
-                *(
-                    {
-                        "step": self.step,
-                        "problem": p.id,
-                        "prompt": p.prompt,
-                        "completion": text,
-                        "length": n,
-                        **asdict(v),
-                    }
-                    for (p, _), text, n, v in list(zip(asked, texts, lengths, verdicts, strict=True))[:SHOWN]
-                )
-            )
-        return Rollouts(batch.tokens_BT, batch.mask_BT, logp_BT, reward_PG.flatten().to(self.policy.device))
+        shown = [
+            {"problem": p.id, "prompt": p.prompt, "completion": text, "length": len(tokens), **asdict(v)}
+            for (p, _), text, tokens, v in list(zip(asked, texts, y.tokens, verdicts, strict=True))[:SHOWN]
+        ]
+        reward_B, ended_B = torch.tensor([v.reward for v in verdicts]), torch.tensor(y.ended).float()
+        return Rollouts(batch.tokens_BT, batch.mask_BT, logp_BT, reward_B, ended_B).to(self.policy.device), shown
 
     def encode(self, problems: Sequence[Problem]) -> Batch:
         """The worked solutions of the problems, as sequences to learn from."""
         solutions = [[*self.ids(p.solution), self.tokenizer.eos_token_id] for p in problems]
         return self.pad([self.prompt_ids(p) for p in problems], solutions)
 
-    def score(self, model: Policy, batch: Batch) -> Tensor:
-        """[B, T] log-probabilities of the batch's tokens under another model, without gradient; metered."""
+    def score(self, model: Policy | Scalar, batch: Batch, what: Literal["logp", "before", "after"] = "logp") -> Tensor:
+        """[B, T] what another model says of the batch's tokens, by its method of that name; without gradient, metered."""
+        read: Callable[[Tensor], Tensor] = getattr(model, what)
         self.meter.score(batch.size(), model.flops_per_token())
         with torch.no_grad():
-            return torch.cat([model.logp(part) for part in batch.tokens_BT.split(self.config.micro_batch)])
+            return torch.cat([read(part) for part in batch.tokens_BT.split(self.config.micro_batch)])
+
+    def freeze(self, name: str, model: nn.Module) -> None:
+        """Never to be trained again; checked at the end of the run."""
+        model.eval().requires_grad_(False)
+        self.frozen[name] = (model, checksum(model))
+
+    def model(self, name: str) -> Policy:
+        """A model that takes part beside the policy, such as a teacher, by its preset or folder; frozen."""
+        folder = models.resolve(name, self.root)[1]
+        model = self._load(folder)
+        self.freeze(name, model)
+        return model
 
     def generator(self, name: str) -> torch.Generator:
         """A generator that depends on the seed, the step and its name alone."""
@@ -161,8 +201,9 @@ class Run:
 
     # what the loop does with it
 
-    def within_budget(self) -> bool:
-        return self.config.budget.spent(self.meter, self.step) < 1
+    def spent(self) -> float:
+        """The share of the budget that is gone."""
+        return self.config.budget.spent(self.meter, self.step)
 
     def record(self, columns: Mapping[str, float] | None = None) -> None:
         """Write one line of metrics.jsonl. A line that was recorded before an interruption stays as it is."""
@@ -181,16 +222,16 @@ class Run:
 
     # checkpoints
 
-    def save(self, optimizer: Optimizer) -> None:
+    def save(self, optimizer: Optimizer, method: Method[Any]) -> None:
         """Everything the next step depends on, in one move; the checkpoint before it is kept until then."""
         with files.folder(self.folder / "checkpoint") as temporary:
             save_file({k: v.contiguous() for k, v in unshared(self.policy).items()}, temporary / "policy.safetensors")
-            torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+            torch.save({"optimizer": optimizer.state_dict(), "method": method.state()}, temporary / "training.pt")
             state = {"step": self.step, "position": self.position, "points": self.points, "line": self._line}
             files.write_json(temporary / "state.json", {**state, "meter": self.meter.state()})
             files.write_json(temporary / "manifest.json", {p.name: sha256(p) for p in sorted(temporary.iterdir())})
 
-    def resume(self, optimizer: Optimizer) -> bool:
+    def resume(self, optimizer: Optimizer, method: Method[Any]) -> bool:
         """Continue from the checkpoint, if there is one. Raises TrustError if it is damaged."""
         checkpoint = self.folder / "checkpoint"
         if not checkpoint.exists():
@@ -198,7 +239,9 @@ class Run:
         checks.intact(checkpoint, sha256)
         state = files.read_json(checkpoint / "state.json")
         self.policy.load_state_dict(load_file(checkpoint / "policy.safetensors"), strict=False)
-        optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", weights_only=True))
+        training = torch.load(checkpoint / "training.pt", weights_only=True, map_location=self.policy.device)
+        optimizer.load_state_dict(training["optimizer"])
+        method.restore(self, training["method"])
         self.step, self.position, self.points, self._line = (state[k] for k in ("step", "position", "points", "line"))
         for name, value in state["meter"].items():
             setattr(self.meter, name, value)
@@ -210,6 +253,17 @@ class Run:
             self.policy.model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+
+
+def ancestors(folder: Path) -> dict[str, float]:
+    """What the stages before this one cost, all of them together."""
+    last = files.read_jsonl(folder / "metrics.jsonl")
+    total = dict[str, float]()
+    for name in ("flops", "seconds"):
+        total[f"ancestors/{name}"] = last[-1][f"budget/{name}"] + next(
+            (r[k] for r in last if (k := f"ancestors/{name}") in r), 0.0
+        )
+    return total
 
 
 @lru_cache(maxsize=2)

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -73,15 +72,14 @@ class _Zygote:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.folder = tempfile.mkdtemp(prefix="bakeoff-")
         self.control, theirs = socket.socketpair()
-        with theirs:
+        with theirs, tempfile.TemporaryDirectory(prefix="bakeoff-") as nowhere:  # gone before the zygote has started
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", str(_zygote.__file__)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                cwd=self.folder,
+                cwd=nowhere,
                 env={"PYTHONHASHSEED": "0"},  # the zygote empties it; -I would ignore it
                 start_new_session=True,
             )
@@ -125,7 +123,7 @@ class _Zygote:
         return _outcome(answer, len(inputs)) if answer else _ended(status)
 
     def close(self) -> None:
-        """End the zygote and whatever it runs, and remove its folder."""
+        """End the zygote and whatever it runs."""
         self.control.close()
         if self.pid != os.getpid():
             self.process.poll()
@@ -135,7 +133,6 @@ class _Zygote:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _answer(channel: socket.socket, deadline: float, limit: int) -> bytes | None:

@@ -6,12 +6,16 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from harness import checks
 from harness.errors import TrustError
 from harness.evaluate import at_the_end, on_validation
-from harness.method import B, Method
+from harness.method import B, Method, Metrics
 from harness.run import Run
+
+Loss = Callable[[B], tuple[Tensor, Metrics]]
 
 MAX_GRAD_NORM = 1.0
 CHECKPOINT_EVERY = 20  # steps
@@ -24,16 +28,23 @@ class Interrupted(Exception):
 def train(method: Method[B], run: Run, stop: Callable[[], bool] = lambda: False) -> None:
     """Train to the end of the budget, evaluating on the way; continue from a checkpoint if there is one."""
     torch.manual_seed(run.config.seed)
-    method.prepare(run)
+    method.setup(run)
     optimizer = method.optimizer(run.policy)
-    if not run.resume(optimizer):
-        if not run.within_budget():
+    if not run.resume(optimizer, method):
+        method.prepare(run)
+        if run.spent() >= 1:
             raise TrustError("preparation alone uses up the budget; give the comparison a larger one")
         evaluate_if_due(run)
+        run.save(optimizer, method)
+
+    def loss(part: B) -> tuple[Tensor, Metrics]:
+        value, metrics = method.loss(run.policy, part)
+        return value + run.policy.aux_loss(), metrics | {"loss": value.item()}
+
     saved = run.step
-    while run.within_budget():
+    while run.spent() < 1:
         if stop():
-            run.save(optimizer)
+            run.save(optimizer, method)
             raise Interrupted
         with torch.no_grad():
             batch = method.batch(run)  # 1. sample a batch of data
@@ -41,36 +52,43 @@ def train(method: Method[B], run: Run, stop: Callable[[], bool] = lambda: False)
             break
         if run.step == 0:
             checks.first_batch(run, batch)
-        for rows in run.shuffled(len(batch), method.epochs, method.minibatches):
-            columns = defaultdict[str, float](float)
-            for part in rows.split(run.config.micro_batch):  # a loss is a mean over sequences, so this is exact
-                weight = len(part) / len(rows)
-                loss, metrics = method.loss(run.policy, batch[part])  # 2. the gradient of a loss
-                ((loss + run.policy.aux_loss()) * weight).backward()
-                run.meter.train(batch[part].size(), run.policy.flops_per_token())
-                for name, value in {"loss": loss.item(), **metrics}.items():
-                    columns[name] += value * weight
-            norm = torch.nn.utils.clip_grad_norm_(trained(optimizer), MAX_GRAD_NORM).item()
-            checks.finite(columns["loss"], norm, run.step + 1)
-            optimizer.step()  # 3. apply a gradient step
-            optimizer.zero_grad()
+        for rows in run.shuffled(len(batch), *method.passes()):
+            columns = descend(run, optimizer, batch[rows], loss, method.flops_per_token(run.policy))  # 2. and 3.
+            if run.step == 0:
+                checks.first_loss(run, columns["loss"], method.first_loss)
             run.step += 1
             run.meter.lap()
-            run.record({**columns, "grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]})
+            run.record(columns)
         evaluate_if_due(run)
         if run.step - saved >= CHECKPOINT_EVERY:
-            run.save(optimizer)
+            run.save(optimizer, method)
             saved = run.step
     finish(run)
 
 
-def trained(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+def descend(run: Run, optimizer: Optimizer, batch: B, loss: Loss[B], flops_per_token: int) -> dict[str, float]:
+    """Take the gradient of a loss over a batch and apply a gradient step; what to plot of it.
+
+    A loss is a mean over sequences, so taking it part by part is exact. What the optimiser holds in one group is clipped as one.
+    """
+    columns = defaultdict[str, float](float)
+    for rows in torch.arange(len(batch)).split(run.config.micro_batch):
+        part, weight = batch[rows], len(rows) / len(batch)
+        value, metrics = loss(part)  # 2. take the gradient of a loss
+        (value * weight).backward()
+        run.meter.train(part.size(), flops_per_token)
+        for name, metric in metrics.items():
+            columns[name] += metric * weight
+    norms = [torch.nn.utils.clip_grad_norm_(group["params"], MAX_GRAD_NORM).item() for group in optimizer.param_groups]
+    checks.finite(columns["loss"], norms, run.step + 1)
+    optimizer.step()  # 3. apply a gradient step
+    optimizer.zero_grad()
+    return {**columns, "grad_norm": norms[0], "learning_rate": optimizer.param_groups[0]["lr"]}
 
 
 def evaluate_if_due(run: Run) -> None:
     """A point at the start, and one for every equal share of the budget that has been spent."""
-    due = int(min(1.0, run.config.budget.spent(run.meter, run.step)) * run.config.evaluation.points)
+    due = int(min(1.0, run.spent()) * run.config.evaluation.points)
     if due <= run.points:
         return
     run.meter.lap()
@@ -84,7 +102,7 @@ def evaluate_if_due(run: Run) -> None:
 
 def finish(run: Run) -> None:
     run.meter.lap()
-    checks.reference_is_frozen(run)
+    checks.frozen(run)
     columns = at_the_end(run)
     run.meter.lap(evaluation=True)
     run.record(columns)

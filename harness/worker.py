@@ -49,7 +49,9 @@ def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror
     try:
         run = Run(config, root, folder, tracker)
         files.write_json(folder / "environment.json", environment(config.threads, config.device))
-        train(config.build(), run, stop)
+        method = config.build()
+        files.write_json(folder / "card.json", method.card())
+        train(method, run, stop)
         files.write(folder / "DONE", "")
         ok = True
     except Interrupted:

@@ -11,6 +11,9 @@ k3 has π_ref over π_θ: its value is then unbiased for KL(π_θ‖π_ref) when
 KL(π_ref‖π_θ)). The lecture's slide prints the inverse ratio, whose value is not unbiased. One gradient step a batch, as in the
 paper, so ρ = 1 and the clip never acts.
 
+Variants by their options: Dr. GRPO (arXiv:2503.20783) is scale = "none", aggregation = "constant"; DAPO's normalisation and
+clip-higher (arXiv:2503.14476, eq. 8) are aggregation = "token", clip_high = 0.28, beta = 0.
+
 Departures: std is the sample standard deviation (the paper does not say; TRL and verl use it). `source = "random"` flips a
 coin instead of asking the verifier: the control that shows what sampling and sharpening do by themselves.
 """
@@ -33,6 +36,13 @@ if TYPE_CHECKING:
 
 Scale = Literal["std", "population-std", "leave-one-out", "none"]
 
+Aggregation = Literal["sequence", "token", "constant"]
+AGGREGATIONS = {
+    "sequence": "mean over tokens, then over completions",
+    "token": "mean over all tokens",
+    "constant": "sum over tokens over a constant",
+}
+
 EPSILON_0 = 1e-6  # ε₀
 
 
@@ -41,6 +51,7 @@ class GRPOBatch(Batch):
     logp_old_BT: Tensor  # log π_old
     logp_ref_BT: Tensor  # log π_ref; 0 where β = 0
     advantage_B: Tensor  # Â
+    weight_B: Tensor  # what a completion counts for, against the mean over its tokens
 
 
 @dataclass(kw_only=True)
@@ -53,8 +64,10 @@ class GRPO(Method[GRPOBatch]):
     prompts: Count = 16  # x a batch
     group: Annotated[int, Field(ge=2)] = 64  # G
     clip: Positive = 0.2  # ε
+    clip_high: Positive | None = None  # ε above 1, where it differs
     beta: NonNegative = 0.04  # β
     scale: Scale = "std"
+    aggregation: Aggregation = "sequence"
     surrogate: Literal["clipped", "plain"] = "clipped"  # plain: the policy gradient, -Â log π_θ
     source: Literal["verifier", "random"] = "verifier"  # of r
 
@@ -70,12 +83,13 @@ class GRPO(Method[GRPOBatch]):
             logp_old_BT=y.logp_BT,
             logp_ref_BT=run.score(run.reference, y) if self.beta else torch.zeros_like(y.logp_BT),
             advantage_B=advantages(r_PG, self.scale).flatten(),
+            weight_B=weights(y.mask_BT.sum(-1), self.aggregation, run.task.max_new_tokens),
         )
 
     def loss(self, policy: Policy, batch: GRPOBatch) -> tuple[Tensor, Metrics]:
         logp_BT = policy.logp(batch.tokens_BT)
         ratio_BT = (logp_BT - batch.logp_old_BT).exp()  # ρ
-        objective_BT, clipped_BT = surrogate(ratio_BT, batch.advantage_B[:, None], self.clip)
+        objective_BT, clipped_BT = surrogate(ratio_BT, batch.advantage_B[:, None], self.clip, self.clip_high)
         if self.surrogate == "plain":
             objective_BT = batch.advantage_B[:, None] * logp_BT
         metrics = {"clip_ratio/region_mean": ops.mean(clipped_BT.float(), batch.mask_BT).item()}
@@ -83,7 +97,22 @@ class GRPO(Method[GRPOBatch]):
             k3_BT = ops.kl(logp_BT, batch.logp_ref_BT, "k3")
             objective_BT = objective_BT - self.beta * k3_BT
             metrics["kl"] = ops.mean(k3_BT, batch.mask_BT).item()
-        return -ops.mean(objective_BT, batch.mask_BT), metrics
+        return -ops.mean(objective_BT * batch.weight_B[:, None], batch.mask_BT), metrics
+
+    def card(self) -> dict[str, str]:
+        high = f", {self.clip_high:g} above" if self.clip_high else ""
+        return {
+            "samples from": "π_θ",
+            "reward": "the verifier" if self.source == "verifier" else "a coin",
+            "baseline": f"the mean of {self.group} completions"
+            if self.scale != "leave-one-out"
+            else "the mean of the other completions",
+            "advantage": {"none": "not divided"}.get(self.scale, f"divided by {self.scale}"),
+            "aggregation": AGGREGATIONS[self.aggregation],
+            "KL": f"k3, in the loss, β = {self.beta:g}" if self.beta else "none",
+            "clip": f"ε = {self.clip:g}{high}" if self.surrogate == "clipped" else "none",
+            "passes": "1 over each batch",
+        }
 
 
 def advantages(reward_PG: Tensor, scale: Scale = "std") -> Tensor:
@@ -109,6 +138,23 @@ def advantages(reward_PG: Tensor, scale: Scale = "std") -> Tensor:
     raise ValueError(f"scale must be std, population-std, leave-one-out or none, not {scale!r}")
 
 
+def weights(length_B: Tensor, aggregation: Aggregation, longest: int) -> Tensor:
+    """[B] what each completion counts for, so that the mean over sequences of the mean over tokens is the loss.
+
+    sequence   1: every completion the same (DeepSeekMath)
+    token      |y|/mean|y|: every token of the batch the same (DAPO)
+    constant   |y|/longest: the sum over tokens over a constant (Dr. GRPO)
+    """
+    length_B = length_B.float()
+    match aggregation:
+        case "sequence":
+            return torch.ones_like(length_B)
+        case "token":
+            return length_B / length_B.mean()
+        case "constant":
+            return length_B / longest
+
+
 def others(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
     """[P, G] mean and sample standard deviation of the group without each completion."""
     g = reward_PG.shape[-1]
@@ -117,9 +163,10 @@ def others(reward_PG: Tensor) -> tuple[Tensor, Tensor]:
     return rest_PGG.mean(-1), std_PG
 
 
-def surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """min(ρÂ, clip(ρ, 1-ε, 1+ε)Â), of the ratio's shape, and where the clip holds the gradient back."""
-    unclipped, clipped = ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage
+def surrogate(ratio: Tensor, advantage: Tensor, clip: float, clip_high: float | None = None) -> tuple[Tensor, Tensor]:
+    """min(ρÂ, clip(ρ, 1-ε, 1+ε_high)Â), of the ratio's shape, and where the clip holds the gradient back."""
+    high = clip if clip_high is None else clip_high
+    unclipped, clipped = ratio * advantage, ratio.clamp(1 - clip, 1 + high) * advantage
     return torch.min(unclipped, clipped), clipped < unclipped
 
 

@@ -1,6 +1,8 @@
 """Supervised fine-tuning (Ouyang et al. 2022, arXiv:2203.02155, step 1), with an optional penalty against forgetting.
 
     data   x ~ task,  y = the worked solution that comes with x
+           source = "start": y_1 … y_k ~ π_ref(·|x), those that the verifier finds right: rejection-sampled fine-tuning
+           (Yuan et al. 2023, arXiv:2308.01825);  source = "policy": the same from π_θ, online
     loss   L(θ) = 1/B Σ_b 1/|y_b| Σ_t [ -log π_θ(y_bt|x_b, y_b<t) + β KL(π_θ(·|x_b, y_b<t) ‖ π_ref(·|x_b, y_b<t)) ]
 
 The KL is exact, summed over the vocabulary, at the tokens of the solution. The mean is over sequences, each counting the
@@ -10,7 +12,7 @@ same; implementations that average over the tokens of the batch weigh long solut
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -25,21 +27,29 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class SFT(Method[Batch]):
-    data = "the worked solutions that come with the task"
-    reward = "none"
+    data = "worked solutions that come with the task (or verified completions of the start, or of its own)"
+    reward = "none; the verifier filters completions"
     objective = "-E log π(y|x) + β·KL(π‖π_ref)"
 
     lr: Positive = 1e-5
     prompts: Count = 64  # B
+    group: Count = 1  # k
     beta: NonNegative = 0.0  # β
+    source: Literal["solutions", "start", "policy"] = "solutions"
 
     reference: Policy = field(init=False, repr=False)  # π_ref
 
-    def prepare(self, run: Run) -> None:
+    def setup(self, run: Run) -> None:
         self.reference = run.reference
 
     def batch(self, run: Run) -> Batch:
-        batch = run.encode(run.problems(self.prompts))
+        match self.source:
+            case "solutions":
+                batch = run.encode(run.problems(self.prompts))
+            case "start":
+                batch = run.verified(self.reference, self.prompts, self.group, "start")
+            case "policy":
+                batch = run.verified(run.policy, self.prompts, self.group, "policy")
         if self.beta:
             run.meter.score(batch.size(), self.reference.flops_per_token())
         return batch
@@ -55,6 +65,15 @@ class SFT(Method[Batch]):
             loss = loss + self.beta * kl
             metrics["kl"] = kl.item()
         return loss, metrics
+
+    def card(self) -> dict[str, str]:
+        return {
+            "samples from": {"solutions": "the task's solutions", "start": "π_ref", "policy": "π_θ"}[self.source],
+            "reward": "none" if self.source == "solutions" else "kept if the verifier finds it right",
+            "aggregation": "mean over tokens, then over completions",
+            "KL": f"exact, in the loss, β = {self.beta:g}" if self.beta else "none",
+            "passes": "1 over each batch",
+        }
 
 
 METHOD = SFT

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from harness.task import Verdict
+from harness.task import Problem, Verdict
 
 
 def thinking(thought: str, answer: str) -> str:
@@ -21,11 +21,11 @@ def extract(completion: str) -> str | None:
     return answer if closed else None
 
 
-def exact(completion: str, gold: str) -> Verdict:
-    """Right if the answer is `gold` to the letter: a hedge, junk after it or a second answer is wrong."""
+def exact(problem: Problem, completion: str) -> Verdict:
+    """Right if the answer is the problem's to the letter: a hedge, junk after it or a second answer is wrong."""
     answer = extract(completion)
     if answer is None:
         return Verdict(0.0, None, "the thought never ends")
-    if answer == gold:
+    if answer == problem.answer:
         return Verdict(1.0, answer, "correct")
-    return Verdict(0.0, answer, f"expected {gold}" if answer else "no answer")
+    return Verdict(0.0, answer, f"expected {problem.answer}" if answer else "no answer")

@@ -2,7 +2,8 @@
 
     prompt      0:5 1:8 2:11 4:17 8:29?    x:f(x) at 0, 1, 2 and two more
     solution    <3,3;3>3*x+5               two differences, the number that gives the program away, the program
-    bands       linear, modulo, square, absolute, floor;  out of distribution: the same forms with larger numbers
+    bands       linear, modulo, square, absolute, floor;  out of distribution: a constant term
+            further from 0 than in any other split (which modulo does not have)
     chance      0.0005: the program of another problem
 
 The answer is an expression of x or a Python program that defines f. The sandbox returns what it computes; whether that is
@@ -20,14 +21,15 @@ from harness import sandbox
 from harness.task import Problem, Task, Verdict, generated, problem
 from tasks._completion import extract, thinking
 
+FORMS = ("linear", "linear", "modulo", "square", "absolute", "floor")
 HELD_OUT = (-7, -2, 6, 9, 13, 20, 31)
 LONGEST = 2_000  # characters of program text that are worth compiling
 
 
 def draw(rng: Random, ood: bool) -> Problem:
     inputs = (0, 1, 2, rng.randint(3, 7), rng.randint(8, 9))  # far apart: nearly always one function of the family fits
-    form = rng.choice(("linear", "linear", "modulo", "square", "absolute", "floor"))
-    program, hint = drawn(rng, form, 2 if ood else 1)
+    form = rng.choice([form for form in FORMS if not ood or form != "modulo"])
+    program, hint = drawn(rng, form, rng.choice((rng.randint(-20, -10), rng.randint(31, 60))) if ood else rng.randint(-9, 30))
     outputs = [evaluate(program, x) for x in inputs]
     shown = ",".join(str(b - a) for a, b in pairwise(outputs[:3]))
     prompt = " ".join(f"{x}:{y}" for x, y in zip(inputs, outputs, strict=True)) + "?"
@@ -35,9 +37,9 @@ def draw(rng: Random, ood: bool) -> Problem:
     return problem("programs", prompt, program, solution, band=form, inputs=inputs)
 
 
-def drawn(rng: Random, form: str, scale: int) -> tuple[str, str]:
-    """A program of this form, and the number that gives it away."""
-    a, b = rng.randint(2, 9) + 8 * (scale - 1), rng.randint(-9, 30) * scale
+def drawn(rng: Random, form: str, b: int) -> tuple[str, str]:
+    """A program of this form with the constant b, and the number that gives it away."""
+    a = rng.randint(2, 9)
     match form:
         case "linear":
             a *= rng.choice((-1, 1))
