@@ -138,7 +138,10 @@ class Comparison:
         while waiting:
             ready = next((label for label in waiting if self.methods[label].get("start") not in waiting), None)
             if ready is None:
-                raise BakeoffError(f"methods.{waiting[0]}.start: {' and '.join(waiting)} start from each other")
+                circle = (
+                    f"{' and '.join(waiting)} start from each other" if len(waiting) > 1 else "an arm cannot start from itself"
+                )
+                raise BakeoffError(f"methods.{waiting[0]}.start: {circle}")
             waiting.remove(ready)
             ordered.append(ready)
         return ordered
@@ -188,8 +191,8 @@ class Comparison:
                 if not (isinstance(method, type) and issubclass(method, Method)):
                     raise BakeoffError(f"{table['method']!r} is not a Method")
             validated(method, options(table), f"{where}: methods.{label}")
-            if (start := table.get("start", label)) not in self.methods:
-                raise BakeoffError(f"{where}: methods.{label}.start: no arm named {start!r}{meant(str(start), self.methods)}")
+            if (start := str(table.get("start", label))) not in self.methods:
+                raise BakeoffError(f"{where}: methods.{label}.start: no arm named {start!r}{meant(start, self.methods)}")
         with located(where):
             self.in_order()
         for key in ("tasks", "models", "seeds"):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness import checks, ops, plugins
-from harness.generate import generate
+from harness.generate import Samples, generate
 from harness.task import Problem, Split, Task
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ def evaluate(
     metrics, lines = dict[str, float](), list[dict[str, Any]]()
 
     def judged(group: int, keys: list[str] | None) -> list[dict[str, Any]]:
-        y = generate(run.policy, prompts, group, keys, task.max_new_tokens, eos, pad)
+        tries = run.best_of[0] if run.best_of and keys is not None else 1
+        drawn = [f"{key}/{i}" if i else key for key in keys for i in range(tries)] if keys is not None else None
+        y = generate(run.policy, prompts, group * tries, drawn, task.max_new_tokens, eos, pad)
+        if tries > 1:
+            y = y[best(run, prompts, y, group, tries)]
         asked = [(p, k) for p in problems for k in range(group)]
         out = list[dict[str, Any]]()
         for (p, k), tokens, ended in zip(asked, y.tokens, y.ended, strict=True):
@@ -70,6 +74,16 @@ def evaluate(
         lines += (best := judged(1, None))
         metrics["greedy"] = mean(line["reward"] == 1.0 for line in best)
     return metrics, lines
+
+
+def best(run: Run, prompts: list[list[int]], y: Samples, group: int, tries: int) -> list[int]:
+    """The index of the completion of each `tries` that `run.best_of` scores highest."""
+    assert run.best_of
+    asked = [prompt for prompt in prompts for _ in range(group * tries)]
+    parts = (slice(i, i + run.config.micro_batch) for i in range(0, len(asked), run.config.micro_batch))
+    with torch.no_grad():
+        score_B = torch.cat([run.best_of[1](run.pad(asked[part], y.tokens[part])) for part in parts])
+    return (torch.arange(0, len(asked), tries) + score_B.view(-1, tries).argmax(-1).cpu()).tolist()
 
 
 def divergence(run: Run, prompts: list[list[int]], tokens: list[list[int]], logp: list[list[float]]) -> dict[str, float]:

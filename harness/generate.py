@@ -29,6 +29,9 @@ class Samples:
     logp: list[list[float]]  # of each token, under the policy that sampled it
     ended: list[bool]  # by EOS; otherwise cut off at the length limit
 
+    def __getitem__(self, rows: Sequence[int]) -> Samples:
+        return Samples([self.tokens[i] for i in rows], [self.logp[i] for i in rows], [self.ended[i] for i in rows])
+
 
 def uniforms(key: str, n: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """[n] numbers in [0, 1) that depend on the key alone."""

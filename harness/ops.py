@@ -50,7 +50,7 @@ def entropy(logits_BTV: Tensor) -> Tensor:
 def whiten(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """[B, T] x less its mean over its standard deviation (n - 1), of and at the masked tokens; 0 elsewhere."""
     x_N = x_BT[mask_BT.bool()]
-    return (x_BT - x_N.mean()) / (x_N.std() + 1e-8) * mask_BT
+    return (x_BT - x_N.mean()) / (x_N.std(correction=min(1, len(x_N) - 1)) + 1e-8) * mask_BT
 
 
 def last_token(mask_BT: Tensor) -> Tensor:

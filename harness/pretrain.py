@@ -46,7 +46,10 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def documents(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Prompt and completion of train problems, the families in turn (a name that is there twice counts twice), some thinking aloud, some corrupted."""
+    """Prompt and completion of train problems, some thinking aloud, some corrupted.
+
+    The families take turns; one that the recipe names twice has two.
+    """
     tasks: list[Task] = [plugins.find("tasks", name) for name in recipe.tasks]
     rng = Random(f"corpus/{recipe.seed}")
     order = {

@@ -51,6 +51,7 @@ class Run:
         self.reference = copy.deepcopy(self.policy)  # π_ref: the policy's own start
         self.freeze("reference", self.reference)
         self.base = self._load(base).frozen() if config.start else self.reference  # what eval/kl is measured from
+        self.best_of: tuple[int, Callable[[Batch], Tensor]] | None = None  # answers are the best of so many by this score, [B]
         self.meter = Meter()
         self.step = 0  # optimiser steps taken
         self.position = 0  # problems taken from the stream
@@ -98,7 +99,7 @@ class Run:
         self.log(
             {
                 "reward": float(reward_PG.mean()),
-                "reward_std": float(reward_PG.std(-1).mean() if group > 1 else reward_PG.std()),
+                "reward_std": float(reward_PG.std(-1).mean() if group > 1 else y.reward_B.std(correction=min(1, len(y) - 1))),
                 "entropy": float(-ops.mean(y.logp_BT, y.mask_BT)),
                 "completions/mean_length": float(lengths_B.mean()),
                 "completions/clipped_ratio": 1 - len(finished_B) / len(y),
@@ -135,6 +136,7 @@ class Run:
         texts = [self.text(tokens, ended) for tokens, ended in zip(y.tokens, y.ended, strict=True)]
         verdicts = [self.task.judge(p, text, not ended) for (p, _), text, ended in zip(asked, texts, y.ended, strict=True)]
         self.meter.verifier_calls += len(verdicts)
+        self.meter.lap()
         batch = self.pad([prompt for _, prompt in asked], y.tokens)
         logp_BT = torch.zeros(batch.tokens_BT.shape)
         for b, ((_, prompt), logp) in enumerate(zip(asked, y.logp, strict=True)):

@@ -12,16 +12,17 @@ completions used once keep the pairs independent.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from torch.optim import AdamW
 
 from harness import ops
 from harness.errors import TrustError
-from harness.method import Batch, Metrics, Rollouts
+from harness.method import Batch, Count, Metrics, Positive, Rollouts, Share
 from harness.policy import Policy, Scalar
 from harness.train import descend
 
@@ -32,6 +33,22 @@ ROUNDS = 8  # of sampling, before a source without a single pair ends the run
 HELD_OUT = 0.2  # of the pairs, for the reward model's accuracy
 FEWEST = 16  # pairs that a reward model is fitted to
 BINS = 5  # of predicted probability, for its calibration
+
+
+@dataclass(kw_only=True)
+class LearnedReward:
+    """The options of a method whose reward is a model fitted to preferences."""
+
+    share: Share = 0.2  # of the budget, for preferences; the reward model costs about as much again
+    sets: Count = 32  # of preferences, drawn at a time
+    group: Annotated[int, Field(ge=2)] = 8  # K completions a set
+    noise: Share = 0.0  # of the annotator's rankings that are wrong
+    reward_lr: Positive = 1e-5
+    reward_epochs: Count = 1
+
+    def fit(self, run: Run, model: Scalar) -> None:
+        pairs = collect(run, self.share, self.sets, self.group, self.noise)
+        fit_reward_model(run, model, pairs, self.reward_lr, self.reward_epochs)
 
 
 @dataclass
@@ -121,10 +138,10 @@ def fit_reward_model(run: Run, model: Scalar, pairs: Pairs, lr: float, epochs: i
     fitted = len(pairs) - round(HELD_OUT * len(pairs))
     if len(pairs) < FEWEST:
         raise TrustError(f"{len(pairs)} preference pairs are too few for a reward model ({FEWEST} at least); give more budget")
-    optimizer, columns = AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True), dict[str, float]()
+    optimizer = AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
     with torch.enable_grad():
         for rows in run.shuffled(fitted, epochs, max(1, fitted // batch)):
-            columns = descend(run, optimizer, pairs[rows], lambda part: bradley_terry(model, part), model.flops_per_token())
+            descend(run, optimizer, pairs[rows], lambda part: bradley_terry(model, part), model.flops_per_token())
     held_out = pairs[torch.arange(fitted, len(pairs))]
     better_B = final(run.score(model, held_out.chosen(), "after"), held_out.mask_BT)
     worse_B = final(run.score(model, held_out.rejected(), "after"), held_out.rejected_mask_BT)
@@ -132,19 +149,25 @@ def fit_reward_model(run: Run, model: Scalar, pairs: Pairs, lr: float, epochs: i
     with torch.no_grad():
         model.head.bias.sub_(score_B.mean()).div_(score_B.std())
         model.head.weight.div_(score_B.std())
+    run.meter.lap()
     run.log(
         {
             "reward_model/pairs": len(pairs),
-            "reward_model/loss": columns["loss"],
-            "reward_model/accuracy": float((margin_B > 0).float().mean()),
+            "reward_model/loss": float(-F.logsigmoid(margin_B).mean()),
+            "reward_model/accuracy": float(ranked_rightly(margin_B).mean()),
             "reward_model/calibration_error": calibration_error(margin_B),
         }
     )
 
 
+def ranked_rightly(margin_B: Tensor) -> Tensor:
+    """[B] 1 where the better of a pair has more reward, 1/2 where both have the same."""
+    return (margin_B.sign() + 1) / 2
+
+
 def calibration_error(margin_B: Tensor) -> float:
     """How far the predicted probability σ(|margin|) of having ranked a pair rightly is from how often it has, over equal bins."""
-    sure_B, right_B = margin_B.abs().sigmoid(), (margin_B > 0).float()
+    sure_B, right_B = margin_B.abs().sigmoid(), ranked_rightly(margin_B)
     bin_B = ((sure_B - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
     gaps = [
         (sure_B[bin_B == k].mean() - right_B[bin_B == k].mean()).abs() * (bin_B == k).float().mean() for k in set(bin_B.tolist())

@@ -12,7 +12,8 @@ targets = "own"           on-policy distillation (Agarwal et al. 2023, arXiv:230
     data   x ~ task,  y ~ π_θ(·|x), fresh every step
     loss   L(θ) = E 1/|y| Σ_t KL(π_θ(·|s_t) ‖ π_T(·|s_t)),   no gradient through the sampling
 
-Every KL is exact, summed over the vocabulary. Hinton et al. weigh soft against hard targets without a fixed form; this is
+Every KL is exact, summed over the vocabulary. The mean over tokens within a completion favours short ones: the fixed point of
+"completions" is π_T(y|right)/|y|, renormalised. Hinton et al. weigh soft against hard targets without a fixed form; this is
 the convex one of the lecture.
 """
 

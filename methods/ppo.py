@@ -7,27 +7,26 @@
     loss       L(θ) = -E 1/|y| Σ_t min(ρ_t Â_t, clip(ρ_t, 1-ε, 1+ε) Â_t),   ρ_t = π_θ(y_t|s_t) / π_old(y_t|s_t)
                L(ψ) = 1/2 E 1/|y| Σ_t max((V_ψ - R_t)², (clip(V_ψ, V_old ± ε) - R_t)²),   R_t = Â_t + V_old(s_t)
 
-As in "The N Implementation Details of RLHF with PPO" (Huang et al. 2023): r_φ is normalised to mean 0 and standard deviation 1
-on the start's completions, a completion that was cut off gets r = -1, Â is whitened, the critic starts from the reward model.
-Departures: means are over tokens, then over completions (the lecture's form), not over the tokens of a minibatch; Â is whitened
-over the batch, not over each minibatch; policy and critic are separate networks, each with its own learning rate and clipping
-of its gradient.
+As in "The N Implementation Details of RLHF with PPO" (Huang et al. 2023): r_φ is normalised, a completion that was cut off gets
+r_φ = -1, Â is whitened, the critic starts from the reward model. Departures: r_φ has mean 0 and standard deviation 1 on held-out
+pairs, not on fresh samples; means are over tokens, then over completions (the lecture's form), not over the tokens of a
+minibatch; Â is whitened over the batch, not over each minibatch; policy and critic are separate networks, each with its own
+learning rate and clipping of its gradient.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from harness import ops
 from harness.method import Batch, Count, Method, Metrics, NonNegative, Positive, Rollouts, Share
 from harness.policy import Policy, Scalar
-from methods._preferences import collect, final, fit_reward_model
+from methods._preferences import LearnedReward, final
 
 if TYPE_CHECKING:
     from harness.run import Run
@@ -44,7 +43,7 @@ class PPOBatch(Batch):
 
 
 @dataclass(kw_only=True)
-class PPO(Method[PPOBatch]):
+class PPO(LearnedReward, Method[PPOBatch]):
     data = "completions of its own, each batch gone through several times"
     reward = "a reward model fitted to preferences (or the verifier), and a KL penalty at every token"
     objective = "-E[min(ρÂ, clip(ρ, 1±ε)Â)],  Â by GAE from a critic fitted to E[(V - R)²]"
@@ -60,12 +59,6 @@ class PPO(Method[PPOBatch]):
     lam: Share = 0.95  # λ
     surrogate: Literal["clipped", "unclipped", "plain"] = "clipped"  # plain: the policy gradient, -Â log π_θ, in one step a batch
     source: Literal["learned", "verifier"] = "learned"  # of r
-    share: Share = 0.2  # of the budget, for preferences; the reward model costs about as much again
-    sets: Count = 32  # of preferences, drawn at a time
-    group: Annotated[int, Field(ge=2)] = 8  # K completions a set
-    noise: Share = 0.0  # of the annotator's rankings that are wrong
-    reward_lr: Positive = 1e-5
-    reward_epochs: Count = 1
 
     reference: Policy = field(init=False, repr=False)  # π_ref
     critic: Scalar = field(init=False, repr=False)  # V_ψ
@@ -81,8 +74,7 @@ class PPO(Method[PPOBatch]):
 
     def prepare(self, run: Run) -> None:
         if self.source == "learned":
-            pairs = collect(run, self.share, self.sets, self.group, self.noise)
-            fit_reward_model(run, self.reward_model, pairs, self.reward_lr, self.reward_epochs)
+            self.fit(run, self.reward_model)
             self.critic.load_state_dict(self.reward_model.state_dict())
         run.freeze("reward model", self.reward_model)
 
@@ -176,7 +168,7 @@ def gae(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -
 
 
 def explained(value_BT: Tensor, return_BT: Tensor, mask_BT: Tensor) -> float:
-    """1 - Var(R - V)/Var(R) over the completion tokens: 1 of a perfect critic, 0 of one that knows the mean, or of a constant R."""
+    """1 - Var(R - V)/Var(R) over the completion tokens: 1 for a perfect critic, 0 for the mean; 0 of a constant R."""
     value_N, return_N = value_BT[mask_BT.bool()], return_BT[mask_BT.bool()]
     spread = return_N.var()
     return float(1 - (return_N - value_N).var() / spread) if spread > 0 else 0.0

@@ -6,7 +6,8 @@
     loss   L(θ) = 1/B Σ_b 1/|y_b| Σ_t [ -log π_θ(y_bt|x_b, y_b<t) + β KL(π_θ(·|x_b, y_b<t) ‖ π_ref(·|x_b, y_b<t)) ]
 
 The KL is exact, summed over the vocabulary, at the tokens of the solution. The mean is over sequences, each counting the
-same; implementations that average over the tokens of the batch weigh long solutions more.
+same; implementations that average over the tokens of the batch weigh long solutions more. For rejection sampling that means
+a pull towards short answers: the fixed point is π_ref(y|right)/|y|, renormalised.
 """
 
 from __future__ import annotations

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import floor, isfinite, log10
+from math import floor, isfinite, log10, nan, sqrt
 
 import numpy as np
 import pandas as pd
 
 from reports.leaderboard import is_base
 from reports.load import Run
-from reports.numbers import percent, si, tick
+from reports.looks import Look
+from reports.numbers import si, tick
+from reports.quantities import AXES, KL, PAIRS, QUANTITIES, REWARD, Axis, Quantity
 
 BOX = 1000
 MOST_POINTS = 60
@@ -19,51 +21,12 @@ LABEL_GAP = 68  # of the box: what a line of label text needs at the panel's hei
 
 
 @dataclass(frozen=True)
-class Axis:
-    key: str
-    name: str
-    columns: tuple[str, ...]  # summed
-
-
-@dataclass(frozen=True)
-class Quantity:
-    column: str
-    title: str
-    caption: str
-    write: Callable[[float], str] = si
-    mark: Callable[[float], str] = tick
-    from_zero: bool = True
-    whole: bool = False  # a share of 1, so that the axis ends there at the latest
-
-
-AXES = (
-    Axis("steps", "steps", ("step",)),
-    Axis("tokens", "tokens", ("budget/sampled_tokens", "budget/trained_tokens")),
-    Axis("flops", "FLOPs", ("budget/flops",)),
-    Axis("seconds", "seconds", ("budget/seconds",)),
-)
-QUANTITIES = (
-    Quantity(
-        "eval/pass@1",
-        "Validation pass@1, %",
-        "Share of sampled completions that the verifier accepts, on held-out validation problems.",
-        write=lambda share: f"{percent(share)}%",
-        mark=lambda share: percent(share, 0),
-        whole=True,
-    ),
-    Quantity("reward", "Training reward", "Mean reward of the rollouts a step trains on; only arms that sample them."),
-    Quantity("eval/kl", "KL to the base", "Mean per-token KL(π‖base) on completions sampled for validation problems."),
-    Quantity("eval/mean_length", "Completion length", "Mean length of validation completions, in tokens."),
-    Quantity("entropy", "Entropy", "Mean entropy of the next token in the rollouts a step trains on, in nats."),
-)
-
-
-@dataclass(frozen=True)
 class Line:
     label: str
-    colour: int
+    look: Look
     path: str
     band: str
+    stop: int
     end: int
     text_at: int
     last: str
@@ -77,6 +40,7 @@ class Plot:
     end: float
     lines: tuple[Line, ...]
     x_ticks: tuple[tuple[float, str], ...]
+    turns: bool = False  # lines may go back, so a dot says where each ended
 
 
 @dataclass(frozen=True)
@@ -165,67 +129,105 @@ def _end(runs: Sequence[Run], axis: Axis) -> float:
     return max(ends, default=0.0)
 
 
-def _plot(found: Sequence[Series], axis: Axis, quantity: Quantity, colours: dict[str, int], x_end: float, y: list[float]) -> Plot:
+def _across(x: np.ndarray, end: float) -> np.ndarray:
+    return BOX * x / end
+
+
+def _down(values: np.ndarray, y: Sequence[float]) -> np.ndarray:
+    return np.clip(BOX * (1 - (values - y[0]) / (y[-1] - y[0])), 0, BOX)
+
+
+def _plot(
+    found: Sequence[Series], axis: Axis, quantity: Quantity, looks: Mapping[str, Look], x_end: float, y: Sequence[float]
+) -> Plot:
     x_marks = [mark for mark in ticks(0, x_end, 4) if mark <= x_end * 1.001]
-
-    def across(x: np.ndarray) -> np.ndarray:
-        return BOX * x / x_end
-
-    def down(values: np.ndarray) -> np.ndarray:
-        return BOX * (1 - (values - y[0]) / (y[-1] - y[0]))
-
-    ends = [round(float(down(s.mean)[-1])) for s in found]
+    ends = [round(float(_down(s.mean, y)[-1])) for s in found]
     lines: list[Line] = []
     for s, end, text_at in zip(found, ends, spread(ends), strict=True):
-        edge = np.concatenate([s.x, s.x[::-1]])
-        band = _path(across(edge), down(np.concatenate([s.high, s.low[::-1]]))) + "Z"
+        x = _across(s.x, x_end)
+        band = _path(np.concatenate([x, x[::-1]]), _down(np.concatenate([s.high, s.low[::-1]]), y)) + "Z"
         single = bool((s.high == s.low).all())
-        path = _path(across(s.x), down(s.mean))
         last = quantity.write(float(s.mean[-1]))
-        lines.append(Line(s.label, colours[s.label], path, "" if single else band, end, text_at, last))
+        path, stop = _path(x, _down(s.mean, y)), round(float(x[-1]))
+        lines.append(Line(s.label, looks[s.label], path, "" if single else band, stop, end, text_at, last))
     return Plot(axis, x_end, tuple(lines), tuple((mark / x_end * 100, tick(mark)) for mark in x_marks))
 
 
-def _base(runs: Sequence[Run], column: str) -> float | None:
+def _base(runs: Sequence[Run], column: str) -> list[float]:
+    """What the base starts with, where it is known: one value or none."""
     starts = [run.metrics[column].dropna() for run in runs if is_base(run) and run.done and column in run.metrics]
     values = [float(start.iloc[0]) for start in starts if len(start)]
-    return sum(values) / len(values) if values else None
+    mean = sum(values) / len(values) if values else nan
+    return [mean] if isfinite(mean) else []
 
 
-def panels(runs: Sequence[Run], colours: dict[str, int]) -> list[Panel]:
-    """A panel for each quantity that some finished run logged."""
+def _y_axis(quantity: Quantity, values: Sequence[float]) -> list[float]:
+    low, high = max(min(values), quantity.least), max(values)
+    y = ticks(min(0.0, low) if quantity.from_zero else low, high)
+    return [mark for mark in y if mark < 1 - 1e-9] + [1.0] if quantity.whole and y[-1] > 1 else y
+
+
+def _panel(quantity: Quantity, plots: Sequence[Plot], y: Sequence[float], base: Sequence[float]) -> Panel:
+    heights = [float(height) / BOX * 100 for height in _down(np.array([*y, *base]), y)]
+    marks = tuple((height, quantity.mark(mark)) for height, mark in zip(heights, y, strict=False))
+    return Panel(quantity, tuple(plots), marks, y[0], y[-1], heights[-1] if base else None)
+
+
+def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The finished runs of each arm that trains."""
     arms: dict[str, list[Run]] = {}
     for run in runs:
         if run.done and not is_base(run):
             arms.setdefault(run.label, []).append(run)
+    return arms
+
+
+def panels(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[Panel]:
+    """A panel for each quantity that some finished run logged, then one for each pair that an arm logged."""
+    arms = _arms(runs)
     ends = {axis: _end([run for seeds in arms.values() for run in seeds], axis) for axis in AXES}
     drawn: list[Panel] = []
+
+    def draw(quantity: Quantity, wanted: Sequence[tuple[str, Sequence[Run], str]], looks: Mapping[str, Look]) -> None:
+        found = {axis: [s for name, seeds, column in wanted if (s := series(name, seeds, column, axis))] for axis in AXES}
+        values = [float(edge) for group in found.values() for s in group for edge in (s.low.min(), s.high.max())]
+        if values:
+            base = _base(runs, quantity.column)
+            y = _y_axis(quantity, values + base)
+            plots = [_plot(found[axis], axis, quantity, looks, ends[axis], y) for axis in AXES if found[axis]]
+            drawn.append(_panel(quantity, plots, y, base))
+
     for quantity in QUANTITIES:
-        found = {
-            axis: [s for label, seeds in arms.items() if (s := series(label, seeds, quantity.column, axis))] for axis in AXES
-        }
-        everything = [s for group in found.values() for s in group]
-        if not everything:
-            continue
-        base = _base(runs, quantity.column)
-        shown = [] if base is None or not isfinite(base) else [base]
-        low = min([float(s.low.min()) for s in everything] + shown)
-        high = max([float(s.high.max()) for s in everything] + shown)
-        y = ticks(min(0.0, low) if quantity.from_zero else low, high)
-        if quantity.whole and y[-1] > 1:
-            y = [mark for mark in y if mark < 1 - 1e-9] + [1.0]
-
-        def height(value: float, y: list[float] = y) -> float:
-            return 100 * (1 - (value - y[0]) / (y[-1] - y[0]))
-
-        drawn.append(
-            Panel(
-                quantity,
-                tuple(_plot(found[axis], axis, quantity, colours, ends[axis], y) for axis in AXES if found[axis]),
-                tuple((height(mark), quantity.mark(mark)) for mark in y),
-                y[0],
-                y[-1],
-                height(shown[0]) if shown else None,
-            )
-        )
+        draw(quantity, [(label, seeds, quantity.column) for label, seeds in arms.items()], looks)
+    for pair in PAIRS:
+        for label, seeds in arms.items():
+            if any(set(pair.columns) <= set(run.metrics) for run in seeds):
+                quantity = Quantity(pair.columns[0], f"{label}: {pair.title}", pair.caption(seeds))
+                own = dict(zip(pair.names, (Look(looks[label].colour), Look(dash="dashed")), strict=True))
+                draw(quantity, [(name, seeds, column) for name, column in zip(pair.names, pair.columns, strict=True)], own)
     return drawn
+
+
+def frontier(runs: Sequence[Run], looks: Mapping[str, Look]) -> Panel | None:
+    """Pass@1 against KL to the base: what each arm gains for how far it goes. None where nothing moved."""
+    columns = [*KL.columns, REWARD.column]
+    ways: dict[str, np.ndarray] = {}
+    for label, seeds in _arms(runs).items():
+        frames = [run.metrics[columns] for run in seeds if set(columns) <= set(run.metrics)]
+        found = [frame.replace([np.inf, -np.inf], np.nan).dropna().to_numpy(float) for frame in frames]
+        shared = min(map(len, found), default=0)
+        if shared:
+            ways[label] = np.mean([way[:shared] for way in found], axis=0)
+    x_end = max((float(way[:, 0].max()) for way in ways.values()), default=0.0)
+    if x_end <= 0:
+        return None
+    base = _base(runs, REWARD.column)
+    y = _y_axis(REWARD, [float(value) for way in ways.values() for value in way[:, 1]] + base)
+    ends = [round(float(_down(way[-1, 1], y))) for way in ways.values()]
+    lines: list[Line] = []
+    for (label, way), end, text_at in zip(ways.items(), ends, spread(ends), strict=True):
+        x = _across(np.sqrt(way[:, 0].clip(0)), sqrt(x_end))
+        last = f"{REWARD.write(way[-1, 1])} at KL {si(way[-1, 0])}"
+        lines.append(Line(label, looks[label], _path(x, _down(way[:, 1], y)), "", round(float(x[-1])), end, text_at, last))
+    marks = tuple((100 * sqrt(mark / x_end), tick(mark)) for mark in ticks(0, x_end, 4) if mark <= x_end * 1.001)
+    return _panel(REWARD, [Plot(KL, x_end, tuple(lines), marks, turns=True)], y, base)

@@ -15,12 +15,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import escape, leaderboard, numbers, provenance
-from reports.curves import AXES, Panel, panels
+from reports import escape, numbers, provenance
+from reports.curves import Panel, frontier, panels
 from reports.finding import ENOUGH_SEEDS, finding
 from reports.intervals import Ranking, ranking
 from reports.leaderboard import Board, leaderboards
 from reports.load import Comparison, Run, load
+from reports.looks import Look, looks
+from reports.quantities import AXES
 from reports.samples import FILTERS, Samples, samples
 
 HERE = Path(__file__).parent
@@ -36,6 +38,7 @@ class Section:
     finding: str
     ranking: Ranking | None
     panels: list[Panel]
+    frontier: Panel | None
     samples: Samples | None
     cards: list[provenance.Card]
     shared: list[tuple[str, str]]
@@ -46,19 +49,22 @@ class Section:
         return [{str(key): value for key, value in row.items()} for row in self.board.frame.to_dict("records")]
 
     @property
+    def staged(self) -> bool:
+        """Whether some arm starts from another."""
+        return bool(self.board.frame["ancestors_flops"].notna().any())
+
+    @property
+    def choices(self) -> list[str]:
+        """What the methods say about how their arms learn."""
+        return provenance.choices(self.cards)
+
+    @property
     def forgets(self) -> bool:
         """Whether other tasks were asked too."""
         return bool(self.board.frame["forgetting"].notna().any())
 
 
-def _colours(comparison: Comparison) -> dict[str, int]:
-    """A number for each arm, the same wherever it is drawn; 0 is the base's."""
-    bases = {run.label for run in comparison.runs if leaderboard.is_base(run)}
-    others = [label for label in comparison.labels if label not in bases]
-    return dict.fromkeys(bases, 0) | {label: number for number, label in enumerate(others, start=1)}
-
-
-def _section(number: int, board: Board, comparison: Comparison, colours: dict[str, int]) -> Section:
+def _section(number: int, board: Board, comparison: Comparison, drawn: dict[str, Look]) -> Section:
     runs = comparison.of(board.task, board.model)
     shared, different = provenance.settings(runs)
     return Section(
@@ -66,8 +72,9 @@ def _section(number: int, board: Board, comparison: Comparison, colours: dict[st
         board,
         runs,
         finding([board]),
-        ranking(board.frame, colours),
-        panels(runs, colours),
+        ranking(board.frame, drawn),
+        panels(runs, drawn),
+        frontier(runs, drawn),
         samples(runs),
         provenance.cards(runs),
         shared,
@@ -103,15 +110,15 @@ def render(root: Path | str, name: str) -> str:
     """The report of the comparison `name` under `root`, as one HTML page."""
     comparison = load(root, name)
     boards = leaderboards(comparison)
-    colours = _colours(comparison)
+    drawn = looks(comparison)
     style, script = ((HERE / file).read_text(encoding="utf-8") for file in ("style.css", "script.js"))
     page = _environment().get_template("template.html.j2")
     return page.render(
         comparison=comparison,
         counts={status: comparison.count(status) for status in ("done", "failed", "unfinished", "missing")},
         finding=finding(boards),
-        sections=[_section(number, board, comparison, colours) for number, board in enumerate(boards)],
-        colours=colours,
+        sections=[_section(number, board, comparison, drawn) for number, board in enumerate(boards)],
+        looks=drawn,
         axes=AXES,
         filters=FILTERS,
         enough=ENOUGH_SEEDS,

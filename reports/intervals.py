@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 
 import pandas as pd
 
 from reports.curves import ticks
+from reports.looks import Look
 from reports.numbers import percent
 
 
@@ -16,7 +18,7 @@ class Bar:
     """One arm: its mean, its interval where there is one, and a dot a seed."""
 
     label: str
-    colour: int
+    look: Look
     mean: float
     low: float | None
     high: float | None
@@ -30,7 +32,7 @@ class Ranking:
     base: float | None
 
 
-def ranking(frame: pd.DataFrame, colours: dict[str, int]) -> Ranking | None:
+def ranking(frame: pd.DataFrame, looks: Mapping[str, Look]) -> Ranking | None:
     """The scored arms of a leaderboard, best first; None where nothing is scored."""
     rows = [row for row in frame.to_dict("records") if row["scores"]]
     if not rows:
@@ -47,6 +49,6 @@ def ranking(frame: pd.DataFrame, colours: dict[str, int]) -> Ranking | None:
         bounded = isfinite(row["pass@1_low"])
         dots = tuple((at(score), f"seed {seed}: {percent(score)}%") for seed, score in row["scores"].items())
         low, high = (at(row["pass@1_low"]), at(row["pass@1_high"])) if bounded else (None, None)
-        bars.append(Bar(row["arm"], colours[row["arm"]], at(row["pass@1"]), low, high, dots))
+        bars.append(Bar(row["arm"], looks[row["arm"]], at(row["pass@1"]), low, high, dots))
     base = next((at(row["pass@1"]) for row in rows if row["base"]), None)
     return Ranking(tuple(bars), tuple((at(mark), percent(mark, 0)) for mark in marks), base)

@@ -28,6 +28,7 @@ MEANS = {
     "trained_tokens": "budget/trained_tokens",
     "verifier_calls": "budget/verifier_calls",
     "flops": "budget/flops",
+    "ancestors_flops": "ancestors/flops",
     "seconds": "budget/seconds",
     "eval_seconds": "budget/eval_seconds",
     "peak_bytes": "budget/peak_bytes",
@@ -139,9 +140,10 @@ def plus_minus(row: Any, name: str, write: Callable[[float], str]) -> str:
 
 
 def text(frame: pd.DataFrame) -> str:
-    """An aligned table for the terminal: percent and points, 95% t intervals over seeds."""
+    """An aligned table for the terminal: percent and points, 95% t intervals over seeds; the cost of earlier stages if any."""
+    staged = bool(frame["ancestors_flops"].notna().any())
     header = ["arm", "seeds", "pass@1", "Δ base", "greedy", "ood", "Δ ood", "length", "cut", "KL", "tokens", "FLOPs",
-              "s"]  # fmt: skip
+              *(["before"] if staged else []), "s"]  # fmt: skip
     table = [header]
     for row in frame.to_dict("records"):
         failed = f" ({row['failed']} failed)" if row["failed"] else ""
@@ -159,6 +161,7 @@ def text(frame: pd.DataFrame) -> str:
                 si(row["kl"]),
                 si(row["sampled_tokens"] + row["trained_tokens"]),
                 si(row["flops"]),
+                *([f"+{si(row['ancestors_flops'])}" if isfinite(row["ancestors_flops"]) else ""] if staged else []),
                 si(row["seconds"]),
             ]
         )

@@ -43,6 +43,8 @@ class Run:
     seed: int | None = None
     config: Record = field(default_factory=dict[str, Any])
     environment: Record = field(default_factory=dict[str, Any])
+    card: Mapping[str, str] = field(default_factory=dict[str, str])
+    stages: tuple[str, ...] = ()  # labels of the arms that came before it, whose policy it starts from, in their order
     metrics: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
 
     @property
@@ -143,6 +145,16 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     return pd.DataFrame(frame.groupby("step", as_index=False).last())
 
 
+def _stages(root: Path, config: Record) -> tuple[str, ...]:
+    """The labels along the chain of `start`; of a run that cannot be looked up, its id."""
+    found: dict[str, str] = {}
+    while (start := str(config.get("start") or "")) and start not in found:
+        path = root / "runs" / start / "config.json"
+        config = _read_json(path) if SAFE_NAME.fullmatch(start) and path.exists() else {}
+        found[start] = str(config.get("label", start))
+    return tuple(reversed(found.values()))
+
+
 def _load_run(root: Path, identity: str) -> Run:
     directory = root / "runs" / identity
     path = directory / "config.json"
@@ -153,7 +165,7 @@ def _load_run(root: Path, identity: str) -> Run:
     for key in ("label", "method", "task", "model", "seed"):
         if key not in config:
             raise ReportError(path, f"no `{key}`")
-    environment = directory / "environment.json"
+    environment, card = directory / "environment.json", directory / "card.json"
     run = Run(
         identity,
         directory,
@@ -166,6 +178,8 @@ def _load_run(root: Path, identity: str) -> Run:
         seed=int(config["seed"]),
         config=config,
         environment=_read_json(environment) if environment.exists() else {},
+        card={key: str(value) for key, value in _read_json(card).items()} if card.exists() else {},
+        stages=_stages(root, config),
         metrics=_read_metrics(directory / "metrics.jsonl"),
     )
     if (directory / "DONE").exists():

@@ -12,15 +12,18 @@ from typing import Any
 
 from reports.load import Comparison, Run
 
-NOT_SETTINGS = ("label", "seed", "task", "model")
+NOT_SETTINGS = ("label", "seed", "task", "model", "start")
+CHOICES = ("samples from", "reward", "baseline", "advantage", "aggregation", "KL", "clip", "passes")
 
 
 @dataclass(frozen=True)
 class Card:
-    """One arm as it was configured."""
+    """One arm as it was configured; `choices` is how it learns, as its method says."""
 
     label: str
     method: str
+    stages: tuple[str, ...]
+    choices: Mapping[str, str]
     options: tuple[tuple[str, str], ...]
     runs: int
 
@@ -65,11 +68,19 @@ def cards(runs: Sequence[Run]) -> list[Card]:
         Card(
             run.label,
             run.method,
+            run.stages,
+            next((other.card for other in runs if other.label == run.label and other.card), {}),
             tuple(sorted(flat(run.config.get("options") or {}).items())),
             sum(other.label == run.label for other in runs),
         )
         for run in _firsts(runs)
     ]
+
+
+def choices(cards: Sequence[Card]) -> list[str]:
+    """What some card speaks of, in the order of `CHOICES`, anything else last."""
+    named = dict.fromkeys(key for card in cards for key in card.choices)
+    return sorted(named, key=lambda key: CHOICES.index(key) if key in CHOICES else len(CHOICES))
 
 
 def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[Difference]]:

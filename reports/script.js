@@ -104,6 +104,19 @@ const entry = (path, number, unit) => {
 
 for (const plot of document.querySelectorAll(".plot")) {
   const area = plot.querySelector(".area");
+  plot.querySelectorAll(".names g").forEach((name, number) => {
+    const own = [".line", ".stop"].map((kind) => area.querySelectorAll(kind)[number]).filter(Boolean);
+    for (const [event, on] of [["pointerenter", true], ["pointerleave", false]]) {
+      name.addEventListener(event, () => {
+        area.classList.toggle("dim", on);
+        own.forEach((one) => one.classList.toggle("picked", on));
+      });
+    }
+  });
+}
+
+for (const area of document.querySelectorAll(".area[data-end]")) {
+  const plot = area.closest(".plot");
   const tip = plot.querySelector(".tip");
   const cursor = plot.querySelector(".cursor");
   const { unit } = area.dataset;

@@ -72,7 +72,7 @@ def cli(monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
-    """A root that holds the smoke base and nothing else."""
+    """A root that holds the smoke base and its teacher, and nothing else."""
     import torch
 
     from harness import models
@@ -82,6 +82,7 @@ def pretrained(tmp_path_factory):
     root = tmp_path_factory.mktemp("pretrained")
     _, folder = models.resolve("smoke", root)
     pretrain(models.presets()["smoke"], folder, lambda *_: None)
+    pretrain(models.presets()["smoke-teacher"], models.resolve("smoke-teacher", root)[1], lambda *_: None, folder)
     return root
 
 
@@ -117,7 +118,9 @@ def smoke(pretrained, tmp_path_factory):
     return Smoke(root, cwd, bakeoff("run", SMOKE, "device=cpu", "--workers", 2, "--root", root, cwd=cwd, **secrets))
 
 
-def config_of(root, method="sft", steps=6, label="arm", evaluation=SMALL, model="smoke", task="arithmetic", seed=0, **options):
+def config_of(
+    root, method="sft", steps=6, label="arm", evaluation=SMALL, model="smoke", task="knights", seed=0, budget=None, **options
+):
     """The RunConfig of one small run."""
     comparison = Comparison(
         name="one",
@@ -126,7 +129,7 @@ def config_of(root, method="sft", steps=6, label="arm", evaluation=SMALL, model=
         tasks=(task,),
         models=(str(model),),
         seeds=(seed,),
-        budget=Budget(steps=steps),
+        budget=budget or Budget(steps=steps),
         evaluation=evaluation,
         device="cpu",
     )
@@ -134,6 +137,20 @@ def config_of(root, method="sft", steps=6, label="arm", evaluation=SMALL, model=
 
 
 SFT = {"method": "sft", "lr": 3e-3, "prompts": 4}
+LEARNED = {"share": 0.3, "sets": 32, "reward_lr": 1e-3}
+METHODS = {
+    "sft": {"method": "sft", "lr": 3e-3, "prompts": 4, "beta": 0.1},
+    "rejection": {"method": "sft", "source": "start", "lr": 1e-3, "prompts": 16, "group": 8},
+    "rejection-online": {"method": "sft", "source": "policy", "lr": 1e-3, "prompts": 16, "group": 8},
+    "distill-data": {"method": "distill", "teacher": "smoke-teacher", "lr": 1e-3, "prompts": 32, "group": 4},
+    "distill-soft": {"method": "distill", "targets": "soft", "teacher": "smoke-teacher", "lr": 1e-3, "prompts": 16},
+    "distill-own": {"method": "distill", "targets": "own", "teacher": "smoke-teacher", "lr": 1e-3, "prompts": 16},
+    "dpo": {"method": "dpo", "lr": 1e-3},
+    "dpo-online": {"method": "dpo", "source": "policy", "lr": 1e-3},
+    "ppo": {"method": "ppo", "lr": 1e-3, "critic_lr": 1e-3, "prompts": 16, "epochs": 2, "minibatches": 2, **LEARNED},
+    "ppo-verifier": {"method": "ppo", "source": "verifier", "lr": 1e-3, "critic_lr": 1e-3, "prompts": 16},
+    "grpo": {"method": "grpo", "lr": 1e-3, "prompts": 8, "group": 4, "beta": 0.02, "source": "random"},
+}
 GRPO = {"method": "grpo", "lr": 1e-3, "prompts": 2, "group": 2, "beta": 0.02, "source": "random"}
 
 

@@ -17,6 +17,61 @@ ARMS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "grpo": ("grpo", 0.36, {"learning_rate": 5e-4, "beta": 0.04, "clip": 0.2, "G": 8}),
     "grpo-random-reward": ("grpo", 0.005, {"learning_rate": 5e-4, "beta": 0.04, "G": 8, "reward": "random"}),
 }
+MORE: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "rejection": ("sft", 0.18, {"source": "start", "group": 4}),
+    "distill-soft": ("distill", 0.26, {"targets": "soft"}),
+    "dpo-online": ("dpo", 0.20, {"source": "policy", "beta": 0.1}),
+    "ppo-learned": ("ppo", 0.12, {"source": "learned", "beta": 0.02}),
+    "sft-grpo": ("grpo", 0.33, {"learning_rate": 5e-4, "beta": 0.04}),
+    "sft-dpo": ("dpo", 0.28, {"beta": 0.1}),
+}
+STARTS = {"sft-grpo": "sft", "sft-dpo": "sft"}
+MEAN = "mean over tokens, then over completions"
+CARDS = {
+    "sft": {
+        "samples from": "the task's solutions",
+        "reward": "none",
+        "aggregation": MEAN,
+        "KL": "none",
+        "passes": "1 over each batch",
+    },
+    "distill": {
+        "samples from": "the teacher",
+        "reward": "kept if the verifier finds it right",
+        "KL": "exact, teacher‖π, α = 0.5, T = 2",
+        "aggregation": MEAN,
+        "passes": "1 over each batch",
+    },
+    "dpo": {
+        "samples from": "π_ref",
+        "reward": "ranking by the verifier, 0% of it wrong",
+        "baseline": "the other of the pair",
+        "aggregation": "sum over tokens, mean over pairs",
+        "KL": "implicit, β = 0.1",
+        "passes": "1 over each pair",
+    },
+    "ppo": {
+        "samples from": "π_θ",
+        "reward": "the verifier",
+        "baseline": "a critic, GAE with γ = 1, λ = 1",
+        "advantage": "whitened over the batch",
+        "aggregation": MEAN,
+        "KL": "k1, in the reward at every token, β = 0.02",
+        "clip": "ε = 0.2",
+        "passes": "2 in 4 minibatches",
+    },
+    "grpo": {
+        "samples from": "π_θ",
+        "reward": "the verifier",
+        "baseline": "the mean of 8 completions",
+        "advantage": "divided by std",
+        "aggregation": MEAN,
+        "KL": "k3, in the loss, β = 0.04",
+        "clip": "ε = 0.2",
+        "passes": "1 over each batch",
+    },
+}
+DRIFT = {"sft": 2.4, "distill": 1.8, "ppo": 0.6}  # KL to the base for each point gained
 TRAINED_BY_REWARD = ("ppo", "grpo")
 HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(2)>\u202egnp.exe\x1b[31m\x00\u2028\ud800" + "x" * 9000
 BASE = 0.23
@@ -56,7 +111,7 @@ def _metrics(random: Random, label: str, method: str, gain: float, steps: int, o
     rows: list[dict[str, Any]] = []
     for step in range(steps + 1):
         share = 1 - 2.718 ** (-3.2 * step / max(steps, 1))
-        skill, kl = BASE + lift * share, 0.9 * abs(gain) * share
+        skill, kl = BASE + lift * share, DRIFT.get(method, 0.9) * abs(gain) * share + (0.15 if label in STARTS else 0)
         length = 14 + (9 * share if "random" not in label and method in TRAINED_BY_REWARD else 2 * share)
         meter = _meter(step, rate)
         if step:
@@ -73,6 +128,18 @@ def _metrics(random: Random, label: str, method: str, gain: float, steps: int, o
                     "completions/clipped_ratio": 0.02,
                     "clip_ratio/region_mean": 0.01,
                 }
+            if method == "ppo":
+                train["explained_variance"] = 0.9 - 6 * (1 - share) ** 8 + random.gauss(0, 0.04)
+            if label == "ppo-learned":
+                train["reward_model/reward"] = 1.6 * share - 0.4 + random.gauss(0, 0.05)
+                train["reward"] = skill + 0.25 * share * (1 - 1.5 * share) + random.gauss(0, 0.03)
+            if method == "dpo":
+                train |= {
+                    "rewards/margins": 2 * share,
+                    "rewards/accuracies": min(0.5 + 0.45 * share + random.gauss(0, 0.03), 1),
+                    "logps/chosen": -9 - 5 * share + random.gauss(0, 0.3),
+                    "logps/rejected": -11 - 19 * share + random.gauss(0, 0.4),
+                }
             rows.append({"step": step, **train, **meter})
         if step % 20 == 0 or step == steps:
             rows.append({"step": step, **_evaluation(random, "eval", skill, length, kl), **meter})
@@ -80,6 +147,10 @@ def _metrics(random: Random, label: str, method: str, gain: float, steps: int, o
     final = {"step": steps, **_evaluation(random, "test", last, length, kl), **_meter(steps, rate)}
     final |= _evaluation(random, "ood", 0.4 * last, length + 3, kl)
     final |= {f"other/{task}/pass@1": max(0.3 - 0.2 * gain + random.gauss(0, 0.01), 0) for task in others}
+    if label in STARTS:
+        rows[0] |= {"ancestors/flops": 1.6e12, "ancestors/seconds": 120.0}
+    if label == "ppo-learned":
+        rows[0] |= {"reward_model/accuracy": 0.842, "reward_model/pairs": 512, "reward_model/calibration_error": 0.063}
     return [*rows, final]
 
 
@@ -129,9 +200,9 @@ def write_run(
     gain: float | None = None,
 ) -> str:
     """Write one run directory in the given state (done, failed, unfinished or missing) and return its id."""
-    method, usual, options = ARMS[label]
+    method, usual, options = (ARMS | MORE)[label]
     gain = usual if gain is None else gain
-    identity = f"{task}-{label}-{model}-s{seed}-{abs(hash_of(label, task, model, seed)):08x}"
+    identity = identity_of(task, label, model, seed)
     if state == "missing":
         return identity
     random = Random(f"{label}{task}{model}{seed}")
@@ -139,6 +210,7 @@ def write_run(
     (folder / "evals").mkdir(parents=True)
     config = {
         "label": label, "method": method, "task": task, "model": model, "base": f"bases/{model}", "seed": seed,
+        "start": identity_of(task, STARTS[label], model, seed) if label in STARTS else "",
         "budget": {"flops": 2e12}, "options": options, "evaluation": {"samples": 2, "temperature": 1.0},
         "threads": 1, "dtype": "float32",
     }  # fmt: skip
@@ -148,6 +220,7 @@ def write_run(
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "environment.json").write_text(json.dumps(environment))
+    (folder / "card.json").write_text(json.dumps(CARDS.get(method, {})))
     steps = 0 if method == "base" else steps
     rows = _metrics(random, label, method, gain, steps, others)
     if state != "done":
@@ -161,6 +234,11 @@ def write_run(
     if state == "failed":
         (folder / "FAILED").write_text("Traceback (most recent call last):\n  ...\nFloatingPointError: loss is nan\n")
     return identity
+
+
+def identity_of(task: str, label: str, model: str, seed: int) -> str:
+    """The id of the run of that arm."""
+    return f"{task}-{label}-{model}-s{seed}-{abs(hash_of(label, task, model, seed)):08x}"
 
 
 def hash_of(*parts: object) -> int:

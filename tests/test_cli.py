@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 from conftest import SMOKE, bakeoff, environment, start, tree, until
 
 from harness.errors import MISSING, USAGE
 
+ARMS = tomllib.loads(SMOKE.read_text())["methods"]
 EMPTY_TASK = """
 from harness.task import Task, Verdict
 from tasks import arithmetic
@@ -25,7 +27,7 @@ REFUSED = {
     "key of the budget": (["budget.flop=1e9"], USAGE, ["budget.flop", "did you mean 'flops'"]),
     "key of the evaluation": (["evaluation.test_problem=3"], USAGE, ["evaluation.test_problem", "did you mean 'test_problems'"]),
     "option": (["methods.grpo.bta=0.1"], USAGE, ["methods.grpo", "bta", "did you mean 'beta'"]),
-    "option in another method": (["methods.sft.group=4"], USAGE, ["methods.sft", "group"]),
+    "option in another method": (["methods.sft.clip=0.2"], USAGE, ["methods.sft", "clip"]),
     "method": (["methods.grpo.method=gpro"], USAGE, ["methods.grpo.method", "'gpro'", "did you mean 'grpo'"]),
     "method of no name": (["methods.new.lr=1.0"], USAGE, ["methods.new", "grpo, sft"]),
     "method that is a number": (["methods.grpo.method=3"], USAGE, ["methods.grpo.method", "3"]),
@@ -191,11 +193,11 @@ def test_help_imports_no_torch(tmp_path):
 def test_a_dry_run_names_every_run_and_writes_nothing(cli, tmp_path):
     code, out, err = cli("run", SMOKE, "--dry-run", "--root", tmp_path / "root")
     assert (code, err) == (0, "")
-    assert [line.split()[:2] for line in out.splitlines()] == [["to", "go"]] * 8
+    assert [line.split()[:2] for line in out.splitlines()] == [["to", "go"]] * 2 * len(ARMS)
     code, out, _ = cli("run", SMOKE, "seeds=[3]", "--dry-run", "--json", "--root", tmp_path / "root")
     rows = json.loads(out)
     assert [(row["run"].rsplit("-", 1)[0], row["done"]) for row in rows] == [
-        (f"arithmetic-{label}-smoke-s3", False) for label in ("base", "sft", "grpo", "grpo-random")
+        (f"knights-{label}-smoke-s3", False) for label in ARMS
     ]
     assert not (tmp_path / "root").exists()
 

@@ -2,73 +2,47 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import get_args
 
 import pytest
 import torch
+from enumerable import (
+    LONGEST,
+    Enumeration,
+    Given,
+    N,
+    Tabular,
+    close,
+    completions,
+    everything,
+    gradient,
+    lengths,
+    normal,
+    prefix,
+    probability,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness import ops
 from harness.comparison import validated
 from harness.errors import BakeoffError
 from harness.policy import Policy
-from methods.grpo import GRPO, GRPOBatch, Scale, advantages, others, surrogate
+from methods.grpo import GRPO, Aggregation, GRPOBatch, Scale, advantages, others, surrogate, weights
 
 torch.set_num_threads(1)
 
-SCALES = get_args(Scale)
-EOS, VOCABULARY, LONGEST = 0, 3, 3
+SCALES, AGGREGATIONS = get_args(Scale), get_args(Aggregation)
 
 
-def close(actual: Tensor, expected: Tensor | list[float], tolerance: float = 1e-9) -> bool:
-    return torch.allclose(actual, torch.as_tensor(expected, dtype=actual.dtype), rtol=tolerance, atol=tolerance)
-
-
-class Tabular(Policy):
-    """π(token | the token before it, position) from a table: every completion can be enumerated."""
-
-    def __init__(self, seed: int):
-        super().__init__(nn.Identity())
-        table = torch.randn(LONGEST, VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        self.table = nn.Parameter(table)
-
-    def logits(self, tokens_BT: Tensor) -> Tensor:
-        before_BT = tokens_BT[:, :-1]
-        logits_BTV = self.table[torch.arange(before_BT.shape[1]), before_BT]
-        return torch.cat([torch.zeros_like(logits_BTV[:, :1]), logits_BTV], 1)
-
-
-class Given(Policy):
-    """A policy whose log-probabilities are these."""
-
-    def __init__(self, logp_BT: Tensor):
-        super().__init__(nn.Identity())
-        self.logp_BT = nn.Parameter(logp_BT)
-
-    def logp(self, tokens_BT: Tensor) -> Tensor:  # noqa: ARG002
-        return self.logp_BT
-
-
-def completions() -> list[list[int]]:
-    """Every completion of at most LONGEST tokens: ended by EOS, or cut off."""
-    ended = [[*y, EOS] for n in range(LONGEST) for y in product(range(1, VOCABULARY), repeat=n)]
-    return ended + [list(y) for y in product(range(1, VOCABULARY), repeat=LONGEST)]
-
-
-def everything() -> tuple[Tensor, Tensor]:
-    """[B, T] tokens and mask of all completions of the prompt 1."""
-    tokens_BT = torch.zeros(len(completions()), 1 + LONGEST, dtype=torch.long)
-    mask_BT = torch.zeros(tokens_BT.shape, dtype=torch.float64)
-    for b, y in enumerate(completions()):
-        tokens_BT[b, : 1 + len(y)] = torch.tensor([1, *y])
-        mask_BT[b, 1 : 1 + len(y)] = 1
-    return tokens_BT, mask_BT
-
-
-def batch_of(policy: Policy, advantage_B: Tensor, reference: Policy | None = None, old: Policy | None = None) -> GRPOBatch:
+def batch_of(
+    policy: Policy,
+    advantage_B: Tensor,
+    reference: Policy | None = None,
+    old: Policy | None = None,
+    aggregation: Aggregation = "sequence",
+) -> GRPOBatch:
     tokens_BT, mask_BT = everything()
     with torch.no_grad():
         return GRPOBatch(
@@ -77,21 +51,12 @@ def batch_of(policy: Policy, advantage_B: Tensor, reference: Policy | None = Non
             logp_old_BT=(old or policy).logp(tokens_BT),
             logp_ref_BT=(reference or policy).logp(tokens_BT),
             advantage_B=advantage_B,
+            weight_B=weights(mask_BT.sum(-1), aggregation, LONGEST).double(),
         )
 
 
-def probability(policy: Policy) -> Tensor:
-    """[B] of each completion, with gradient."""
-    tokens_BT, mask_BT = everything()
-    return (policy.logp(tokens_BT) * mask_BT).sum(-1).exp()
-
-
-def gradient(policy: Tabular, scalar: Tensor) -> Tensor:
-    return torch.autograd.grad(scalar, policy.table)[0]
-
-
 def random_advantages(seed: int = 0) -> Tensor:
-    return torch.randn(len(completions()), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return normal(seed, N)
 
 
 # advantages
@@ -192,6 +157,7 @@ def one_token(logp: list[float], logp_old: list[float], advantage: list[float]) 
         logp_old_BT=column(logp_old),
         logp_ref_BT=column(logp),
         advantage_B=torch.tensor(advantage, dtype=torch.float64),
+        weight_B=torch.ones(len(logp), dtype=torch.float64),
     )
 
 
@@ -225,8 +191,7 @@ def test_the_clip_stops_the_gradient_only_where_the_ratio_has_gone_too_far_the_a
 
 @pytest.mark.parametrize("kind", ["clipped", "plain"])
 def test_at_ratio_one_the_gradient_is_the_exact_policy_gradient(kind):
-    policy, advantage_B = Tabular(0), random_advantages()
-    lengths_B = everything()[1].sum(-1)
+    policy, advantage_B, lengths_B = Tabular(0), random_advantages(), lengths()
     # The loss is a mean over rows: rows that stand for themselves π(y)·B times make it the expectation under π.
     weight_B = probability(policy).detach() * len(lengths_B)
     loss, metrics = GRPO(beta=0, surrogate=kind).loss(policy, batch_of(policy, advantage_B * weight_B))
@@ -305,10 +270,11 @@ def test_the_expected_gradient_of_k3_is_that_of_the_reverse_divergence():
     assert not close(of_k3, of_forward, 1e-3)
 
 
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("rows", [1, 4, 7, 100])
-def test_micro_batches_weighted_by_their_rows_give_the_loss_metrics_and_gradient_of_the_whole(rows):
+def test_micro_batches_weighted_by_their_rows_give_the_loss_metrics_and_gradient_of_the_whole(rows, aggregation):
     policy, method = Tabular(0), GRPO(beta=0.1, clip=0.1)
-    batch = batch_of(policy, random_advantages(), Tabular(2), Tabular(1))
+    batch = batch_of(policy, random_advantages(), Tabular(2), Tabular(1), aggregation)
     loss, metrics = method.loss(policy, batch)
     total, summed = torch.zeros((), dtype=torch.float64), dict.fromkeys(metrics, 0.0)
     for part in torch.randperm(len(batch), generator=torch.Generator().manual_seed(0)).split(rows):
@@ -329,6 +295,73 @@ def test_tokens_outside_the_mask_do_not_count():
     batch.logp_old_BT[outside_BT] += 1
     batch.logp_ref_BT[outside_BT] -= 1
     assert GRPO(beta=0.1).loss(policy, batch)[0].item() == pytest.approx(loss, abs=1e-12)
+
+
+def test_the_penaltys_expected_gradient_is_that_of_the_reverse_divergence_of_each_token_where_the_policy_goes():
+    policy, reference = Tabular(0), Tabular(1)
+    visits_B = probability(policy).detach()
+    batch = batch_of(policy, torch.zeros(N, dtype=torch.float64), reference)
+    batch.weight_B = visits_B * N * lengths()  # the expectation under π of the sum over tokens
+    of_loss = gradient(policy, GRPO(beta=1).loss(policy, batch)[0])
+
+    def expected(forward: bool) -> Tensor:
+        logits_BTV, ref_BTV = policy.logits(batch.tokens_BT), reference.logits(batch.tokens_BT).detach()
+        kl_BT = ops.exact_kl(logits_BTV, ref_BTV) if forward else ops.exact_kl(ref_BTV, logits_BTV)
+        return gradient(policy, (visits_B[:, None] * kl_BT * batch.mask_BT).sum())
+
+    assert close(of_loss, expected(forward=False))
+    assert not close(of_loss, expected(forward=True), 1e-2)
+
+
+# aggregation
+
+
+def test_the_aggregations_are_those_of_deepseekmath_dapo_and_dr_grpo():
+    policy, old, advantage_B = Tabular(0), Tabular(1), random_advantages()
+    batch = batch_of(policy, advantage_B, old=old)
+    ratio_BT = (policy.logp(batch.tokens_BT) - batch.logp_old_BT).exp()
+    objective_BT = surrogate(ratio_BT, advantage_B[:, None], 0.2)[0] * batch.mask_BT
+    expected = {
+        "sequence": (objective_BT.sum(-1) / lengths()).mean(),
+        "token": objective_BT.sum() / batch.mask_BT.sum(),
+        "constant": objective_BT.sum() / (LONGEST * N),
+    }
+    for aggregation, value in expected.items():
+        batch = batch_of(policy, advantage_B, old=old, aggregation=aggregation)
+        assert GRPO(beta=0).loss(policy, batch)[0].item() == pytest.approx(-value.item(), rel=1e-6)
+
+
+def test_over_a_constant_the_gradient_is_that_of_the_expected_reward_whatever_the_lengths():
+    policy, reward_B = Tabular(0), random_advantages()
+    p_B = probability(policy).detach() * N
+    expected = gradient(policy, (probability(policy) * reward_B).sum() / LONGEST)
+    for aggregation in ("constant", "sequence"):
+        batch = batch_of(policy, reward_B * p_B, aggregation=aggregation)
+        of_loss = gradient(policy, GRPO(beta=0).loss(policy, batch)[0])
+        assert close(-of_loss, expected, 1e-6 if aggregation == "constant" else 1e-3) == (aggregation == "constant")
+
+
+@pytest.mark.parametrize(("ratio", "objective"), [(0.5, 0.5), (1.25, 1.25), (1.5, 1.28)])
+def test_a_higher_clip_above_leaves_the_one_below_alone(ratio, objective):
+    # clip-higher, arXiv:2503.14476 eq. 8
+    assert surrogate(torch.tensor(ratio), torch.tensor(1.0), 0.2, 0.28)[0].item() == pytest.approx(objective)
+    assert surrogate(torch.tensor(0.5), torch.tensor(-1.0), 0.2, 0.28)[0].item() == pytest.approx(-0.8)
+    policy, batch = one_token([torch.tensor(ratio).log().item()], [0], [1])
+    assert GRPO(beta=0, clip=0.2, clip_high=0.28).loss(policy, batch)[0].item() == pytest.approx(-objective)
+
+
+def test_a_batch_has_the_groups_advantages_and_asks_the_reference_only_if_there_is_a_penalty():
+    policy, reward_B = Tabular(0), (prefix(everything()[0])[:, -1] % 2).double()
+    for beta in (0.0, 0.1):
+        run = Enumeration(policy, reward_B, reference=Tabular(1))
+        batch = GRPO(prompts=2, group=N, beta=beta, aggregation="constant").batch(run)
+        assert run.asked == [(policy, "rollout")]
+        assert close(batch.advantage_B, advantages(reward_B.expand(2, N), "std").flatten())
+        assert close(batch.weight_B, lengths().repeat(2) / LONGEST, 1e-6)
+        assert close(batch.logp_old_BT, policy.logp(batch.tokens_BT) * batch.mask_BT)
+        expected = run.reference.logp(batch.tokens_BT) if beta else torch.zeros_like(batch.logp_old_BT)
+        assert close(batch.logp_ref_BT, expected)
+        assert run.meter.scored_tokens == 2 + (batch.size() if beta else 0)
 
 
 # options
@@ -355,6 +388,7 @@ def test_the_defaults_are_the_papers():
         ("prompts", "many"),
         ("clip", 0),
         ("clip", float("inf")),
+        ("clip_high", 0),
         ("beta", -0.1),
         ("beta", float("nan")),
         ("lr", 0),
@@ -363,6 +397,7 @@ def test_the_defaults_are_the_papers():
         ("scale", "stdev"),
         ("surrogate", "ppo"),
         ("source", "oracle"),
+        ("aggregation", "sequences"),
     ],
 )
 def test_an_option_out_of_range_is_refused_by_name(field, value):

@@ -143,6 +143,31 @@ def test_the_mean_is_exact_over_micro_batches(size, part, seed):
     assert sum(parts) == pytest.approx(float(ops.mean(x_BT, mask_BT)), abs=1e-12)
 
 
+def test_whitening_takes_the_published_masked_mean_and_unbiased_variance():
+    # losses.json masked-1; source: TRL PPO: mean 2.5, variance 0.5
+    out = ops.whiten(rows([1, 2, 3, 4]), rows([0, 1, 1, 0]))
+    assert out.flatten().tolist() == pytest.approx([0, -0.5 / math.sqrt(0.5), 0.5 / math.sqrt(0.5), 0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.floats(-5, 5), st.floats(0.1, 10))
+def test_whitened_tokens_have_mean_zero_and_deviation_one_over_the_batch_whatever_the_others_are(seed, shift, scale):
+    generator = torch.Generator().manual_seed(seed)
+    x_BT, mask_BT = torch.randn(4, 5, generator=generator, dtype=torch.float64), torch.zeros(4, 5, dtype=torch.float64)
+    mask_BT.view(-1)[torch.randperm(20, generator=generator)[:9]] = 1
+    out_BT = ops.whiten(x_BT, mask_BT)
+    kept_N = out_BT[mask_BT.bool()]
+    assert float(kept_N.mean()) == pytest.approx(0, abs=1e-9)
+    assert float(kept_N.std()) == pytest.approx(1, rel=1e-6)
+    assert float(out_BT[mask_BT == 0].abs().sum()) == 0
+    again_BT = ops.whiten(shift + scale * x_BT + 99 * (1 - mask_BT), mask_BT)
+    assert torch.allclose(again_BT, out_BT, atol=1e-6)
+
+
+def test_whitening_what_is_all_equal_gives_zero():
+    assert torch.equal(ops.whiten(rows([3, 3, 3, 9]), rows([1, 1, 1, 0])), torch.zeros(1, 4, dtype=torch.float64))
+
+
 def test_the_last_token_is_the_last_that_the_mask_holds():
     mask_BT = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 0.0]])
     assert ops.last_token(mask_BT).tolist() == [[2], [3], [3], [0]]

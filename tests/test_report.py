@@ -10,16 +10,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic import HOSTILE, write_comparison
+from synthetic import ARMS, CARDS, HOSTILE, MORE, STARTS, write_comparison
 
-from reports.curves import AXES, BOX, LABEL_GAP, MOST_POINTS, series, spread, ticks
+from reports.curves import BOX, LABEL_GAP, MOST_POINTS, frontier, panels, series, spread, ticks
 from reports.escape import pieces, plain
 from reports.finding import finding
 from reports.html import render, write
 from reports.leaderboard import leaderboards, records, text
 from reports.load import ReportError, Run, load
+from reports.looks import DASHES, DOTS, METHODS, SPARE, looks
 from reports.numbers import points, si, tick
+from reports.provenance import CHOICES, cards, choices, settings
+from reports.quantities import AXES
 
+PANELS = 7 + 1 + 3  # quantities, an arm with a reward model, three with preferences
 CHROMIUM = Path("/usr/bin/chromium")
 TROUBLE = {("dpo", 1): "failed", ("ppo", 2): "missing", ("sft", 2): "unfinished"}
 
@@ -106,6 +110,8 @@ def test_a_line_separator_inside_a_completion_does_not_split_its_record(tmp_path
         ("runs/{run}/config.json", "{", "not JSON"),
         ("runs/{run}/config.json", "{}", "no `label`"),
         ("runs/{run}/config.json", "[]", "not a JSON object"),
+        ("runs/{run}/card.json", "clip: none", "not JSON"),
+        ("runs/{run}/card.json", '["clip"]', "not a JSON object"),
         ("runs/{run}/metrics.jsonl", '{"loss": 1}\n', "no whole number under `step`"),
         ("runs/{run}/metrics.jsonl", "[1]\n", "line 1 is not a JSON object"),
     ],
@@ -249,7 +255,12 @@ def test_model_text_never_becomes_markup(tmp_path):
     write_comparison(tmp_path, hostile=True, question=HOSTILE[:60])
     config = next((tmp_path / "runs").glob("*sft*s0*")) / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"options": {"<script>x</script>": HOSTILE}}))
+    config.with_name("card.json").write_text(json.dumps({"reward": HOSTILE, "</th><img src=x>": "<b>", "clip": ["<i>"]}))
+    staged = next((tmp_path / "runs").glob("*-dpo-*s0*")) / "config.json"
+    staged.write_text(json.dumps(json.loads(staged.read_text()) | {"start": "../<img src=x>"}))
     page = render(tmp_path, "demo")
+    assert "&lt;/th&gt;&lt;img src=x&gt;" in page
+    assert "starts from ../&lt;img src=x&gt;" in page
     tags = Tags()
     tags.feed(page)
     assert [tag for tag, _ in tags.seen].count("script") == 1
@@ -341,10 +352,160 @@ def test_forgetting_has_a_column_only_where_other_tasks_were_asked(tmp_path):
     assert "forgetting" in render(tmp_path / "two", "demo")
 
 
+def test_how_each_arm_learns_is_what_its_first_run_with_a_card_says(tmp_path):
+    write_comparison(tmp_path, arms=("base", "sft", "ppo"), seeds=2)
+    first = next((tmp_path / "runs").glob("*-ppo-*-s0-*")) / "card.json"
+    first.unlink()
+    found = cards(load(tmp_path, "demo").runs)
+    assert [dict(card.choices) for card in found] == [{}, CARDS["sft"], CARDS["ppo"]]
+    assert choices(found) == list(CHOICES)
+    assert choices(found[:2]) == [key for key in CHOICES if key in CARDS["sft"]]
+    page = render(tmp_path, "demo")
+    assert "How each arm learns" in page
+    assert "a critic, GAE with γ = 1, λ = 1" in page
+
+
+def test_a_choice_of_an_unknown_name_is_the_last_column(tmp_path):
+    write_comparison(tmp_path, arms=("sft",), seeds=1)
+    next((tmp_path / "runs").glob("*")).joinpath("card.json").write_text('{"optimiser": "AdamW", "KL": "none"}')
+    assert choices(cards(load(tmp_path, "demo").runs)) == ["KL", "optimiser"]
+
+
+def test_runs_of_before_there_were_cards_have_no_table_of_them(tmp_path):
+    write_comparison(tmp_path, arms=("base", "sft"), seeds=1)
+    for card in (tmp_path / "runs").glob("*/card.json"):
+        card.unlink()
+    page = render(tmp_path, "demo")
+    assert "How each arm learns" not in page
+    assert "learning_rate" in page
+
+
+def test_a_method_has_one_colour_and_its_arms_differ_in_their_dashes(tmp_path):
+    arms = ("base", "grpo", "sft", "rejection", "sft-grpo", "grpo-random-reward", "ppo")
+    write_comparison(tmp_path, arms=arms, seeds=1, states={("ppo", 0): "missing"})
+    config = next((tmp_path / "runs").glob("*-rejection-*")) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"method": "new"}))
+    drawn = {label: look.classes for label, look in looks(load(tmp_path, "demo")).items()}
+    assert drawn == {
+        "base": "c0 solid",
+        "grpo": "c5 solid",
+        "sft": "c1 solid",
+        "rejection": "c6 solid",
+        "sft-grpo": "c5 dashed",
+        "grpo-random-reward": "c5 dotted",
+        "ppo": "c3 solid",
+    }
+    page = render(tmp_path, "demo")
+    assert re.search(r'class="line c5 dashed" d="[^"]*" data-label="sft-grpo"', page)
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert style
+    assert all(f".{name} {{ --" in style[1] for name in (*DASHES, *DOTS, *(f"c{n}" for n in range(len(METHODS) + SPARE))))
+
+
+def test_arms_of_one_method_look_different(tmp_path):
+    write_comparison(tmp_path, arms=(*ARMS, *MORE), seeds=1)
+    drawn = [look.classes for look in looks(load(tmp_path, "demo")).values()]
+    assert len(set(drawn)) == len(drawn)
+
+
+def evaluated(label, kl, score):
+    metrics = pd.DataFrame({"step": range(len(kl)), "eval/kl": kl, "eval/pass@1": score})
+    return Run(label, Path(), "done", label=label, method=label, seed=0, metrics=metrics)
+
+
+def test_the_way_through_kl_is_the_mean_over_seeds_at_each_evaluation_they_share(tmp_path):
+    write_comparison(tmp_path, arms=("base", "grpo", "sft"), seeds=1)
+    drawn = looks(load(tmp_path, "demo"))
+    runs = [
+        evaluated("base", [0.0], [0.2]),
+        evaluated("grpo", [0.0, float("nan"), 0.2, 0.1], [0.2, float("nan"), 0.6, 0.5]),
+        evaluated("grpo", [0.0, 0.6, 0.3], [0.4, 0.8, 0.7]),
+        evaluated("sft", [0.0], [0.2]),
+    ]
+    panel = frontier(runs, drawn)
+    assert panel
+    grpo, sft = panel.plots[0].lines
+    assert panel.plots[0].end == pytest.approx(0.4)
+    assert grpo.path == "M0 625L1000 125L707 250"
+    assert (grpo.stop, grpo.end, grpo.last) == (707, 250, "60.0% at KL 0.200")
+    assert (sft.stop, sft.end) == (0, 750)
+    assert panel.base == pytest.approx(75)
+    assert frontier(runs[:1] + runs[3:], drawn) is None
+
+
+def test_the_learned_reward_is_drawn_against_the_verifiers_with_what_the_model_is_worth(tmp_path):
+    write_comparison(tmp_path, arms=("base", "ppo", "ppo-learned"), seeds=2)
+    comparison = load(tmp_path, "demo")
+    (panel,) = [panel for panel in panels(comparison.runs, looks(comparison)) if ": " in panel.quantity.title]
+    assert panel.quantity.title == "ppo-learned: learned and true reward"
+    assert "512 pairs" in panel.quantity.caption
+    assert "84.2% rightly, with a calibration error of 0.063" in panel.quantity.caption
+    for plot in panel.plots:
+        assert [(line.label, line.look.classes) for line in plot.lines] == [
+            ("reward model", "c3 solid"),
+            ("verifier", "c0 dashed"),
+        ]
+        learned, verified = plot.lines
+        assert learned.end < verified.end
+
+
+def test_preferences_show_whether_the_chosen_ones_lose_likelihood_too(tmp_path):
+    write_comparison(tmp_path, arms=("base", "dpo", "dpo-online", "sft"), seeds=2)
+    comparison = load(tmp_path, "demo")
+    titles = [panel.quantity.title for panel in panels(comparison.runs, looks(comparison))]
+    assert titles[-3:] == ["Preference accuracy, %", "dpo: chosen and rejected", "dpo-online: chosen and rejected"]
+
+
+def test_a_critic_worse_than_nothing_does_not_stretch_the_axis(tmp_path):
+    write_comparison(tmp_path, arms=("base", "ppo"), seeds=1)
+    comparison = load(tmp_path, "demo")
+    panel = panels(comparison.runs, looks(comparison))[-1]
+    assert panel.quantity.column == "explained_variance"
+    assert (panel.low, panel.high) == (-1, 1)
+    assert panel.plots[0].lines[0].path.split("L")[0].split()[-1] == str(BOX)
+
+
+def test_what_earlier_stages_cost_is_told_where_there_are_any(tmp_path):
+    staged = board_of(tmp_path / "staged", arms=("base", "sft", "sft-grpo"), seeds=2)[0].frame
+    assert staged.set_index("arm")["ancestors_flops"].dropna().to_dict() == {"sft-grpo": 1.6e12}
+    head, *lines = text(staged).split("\n")
+    assert "before" in head
+    assert [("+1.60T" in line) for line in lines] == [line.startswith("sft-grpo") for line in lines]
+    assert {row["arm"]: row["ancestors_flops"] for row in records(staged)}["sft"] is None
+    plain = board_of(tmp_path / "plain", arms=("base", "sft"), seeds=2)[0].frame
+    assert "before" not in text(plain)
+    assert render(tmp_path / "staged", "demo").count("<small>+1.60T before</small>") == 1
+    assert " before</small>" not in render(tmp_path / "plain", "demo")
+
+
+def test_a_staged_arm_names_the_arms_it_came_through(tmp_path, monkeypatch):
+    monkeypatch.setitem(STARTS, "sft-dpo", "sft-grpo")
+    write_comparison(tmp_path, arms=("base", "sft", "sft-grpo", "sft-dpo"), seeds=1)
+    runs = load(tmp_path, "demo").runs
+    assert [run.stages for run in runs] == [(), (), ("sft",), ("sft", "sft-grpo")]
+    assert "starts from sft → sft-grpo" in render(tmp_path, "demo")
+    assert "start" not in {row.key for row in settings(runs)[1]}
+
+
+def test_a_start_outside_the_comparison_has_its_label_and_one_that_is_gone_its_id(tmp_path):
+    first, second = write_comparison(tmp_path, arms=("sft", "sft-grpo"), seeds=1)
+    (tmp_path / "comparisons" / "demo" / "runs.txt").write_text(second)
+    assert load(tmp_path, "demo").runs[0].stages == ("sft",)
+    (tmp_path / "runs" / first / "config.json").unlink()
+    assert load(tmp_path, "demo").runs[0].stages == (first,)
+
+
+def test_runs_that_start_from_each_other_do_not_hang_the_report(tmp_path):
+    first, second = write_comparison(tmp_path, arms=("sft", "sft-grpo"), seeds=1)
+    config = tmp_path / "runs" / first / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"start": second}))
+    assert load(tmp_path, "demo").runs[1].stages == ("sft-grpo", "sft")
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
-    write_comparison(root, tasks=("arithmetic", "people"), states=TROUBLE, hostile=True)
+    write_comparison(root, arms=(*ARMS, *MORE), tasks=("arithmetic", "people"), states=TROUBLE, hostile=True)
     return write(root, "demo")
 
 
@@ -376,11 +537,15 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(page, size, sch
         table.get_by_role("button", name="pass@1").click()
         assert first_arm.inner_text() == "grpo-random-reward"
         curves = tab.locator(".curves").first
-        assert curves.locator(".plot:visible .x-name").all_inner_texts() == ["steps"] * 5
+        assert curves.locator(".plot:visible .x-name").all_inner_texts() == ["steps"] * PANELS
         curves.locator(".switch label", has_text="FLOPs").click()
-        assert curves.locator(".plot:visible .x-name").all_inner_texts() == ["FLOPs"] * 5
+        assert curves.locator(".plot:visible .x-name").all_inner_texts() == ["FLOPs"] * PANELS
         curves.locator(".area:visible").first.hover(position={"x": 60, "y": 60})
         assert re.match(r"[\d.]+G FLOPs", curves.locator(".tip:visible").inner_text())
+        kl = tab.locator(".plot.x-kl").first
+        kl.locator(".names g", has_text="sft-grpo").locator("text").hover()
+        assert kl.locator(".line.picked").get_attribute("data-label") == "sft-grpo"
+        assert kl.locator(".stop.picked").count() == 1
         samples = tab.locator(".samples").first
         samples.get_by_role("button", name="base right → arm wrong").click()
         kinds = [one.get_attribute("data-kinds") or "" for one in samples.locator(".problem:visible").all()]

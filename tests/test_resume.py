@@ -10,11 +10,13 @@ from random import Random
 
 import pytest
 import torch
-from conftest import GRPO, SFT, bakeoff, config_of, new_root, numbers, open_run, start, tree, until
+from conftest import GRPO, METHODS, SFT, bakeoff, config_of, new_root, numbers, open_run, start, tree, until
 
 from harness import files
 from harness import train as loop
 from harness.errors import INTERRUPTED, RUNS_FAILED, TrustError
+from harness.meter import Budget, Meter
+from harness.policy import checksum
 from harness.run import sha256
 from harness.train import CHECKPOINT_EVERY, Interrupted, train
 from harness.worker import execute
@@ -23,9 +25,10 @@ from methods.grpo import GRPO as Grpo
 pytestmark = pytest.mark.slow
 
 STEPS = 8
+BUDGETS = {"ppo": 2e10, "dpo": 2e10, "dpo-online": 2e10}
 SWEEP = """
 question = "Does an interruption change a number?"
-tasks = ["arithmetic"]
+tasks = ["knights"]
 models = ["smoke"]
 seeds = [0]
 budget = { flops = 1.8e9 }
@@ -64,7 +67,7 @@ def undisturbed(pretrained, tmp_path_factory):
     for name, options in (("sft", SFT), ("grpo", GRPO)):
         config = config_of(root, steps=STEPS, **options)
         folder = root / name
-        whole[name] = (config, folder, begin(config, root, folder)[0].policy.checksum())
+        whole[name] = (config, folder, checksum(begin(config, root, folder)[0].policy))
     run, stopped = begin(whole["sft"][0], root, root / "half", after(STEPS // 2))
     assert stopped
     assert run.step == STEPS // 2
@@ -87,9 +90,40 @@ def test_a_run_stopped_at_any_step_continues_to_the_same_numbers_and_weights(und
     assert not interrupted
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes().startswith(recorded)
     assert numbers(tmp_path / "run") == numbers(reference)
-    assert run.policy.checksum() == weights
+    assert checksum(run.policy) == weights
     assert tree(tmp_path / "run" / "evals") == tree(reference / "evals")
     assert (tmp_path / "run" / "samples.jsonl").read_bytes() == (reference / "samples.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_killed_at_any_moment_continues_to_the_same_numbers_and_weights(pretrained, tmp_path, monkeypatch, name):
+    """Killed while it prepares, in the middle of a batch, and just before a checkpoint."""
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 3)
+    root = new_root(pretrained, tmp_path)
+    config = config_of(root, budget=Budget(flops=BUDGETS.get(name, 4e9), steps=12), **METHODS[name])
+    whole = checksum(begin(config, root, root / "whole")[0].policy)
+    assert numbers(root / "whole")[-1]["step"] >= 4, "too short a run to be interrupted in"
+    for moment in (0, 3, 9):
+        with monkeypatch.context() as m:
+            m.setattr(Meter, "train", dying_at(moment, Meter.train))
+            with pytest.raises(Killed):
+                begin(config, root, root / "run")
+    run, _ = begin(config, root, root / "run")
+    assert numbers(root / "run") == numbers(root / "whole")
+    assert checksum(run.policy) == whole
+    assert tree(root / "run" / "evals") == tree(root / "whole" / "evals")
+
+
+def dying_at(moment, train):
+    calls = []
+
+    def dying(*arguments):
+        calls.append(arguments)
+        if len(calls) > moment:
+            raise Killed
+        return train(*arguments)
+
+    return dying
 
 
 class Killed(BaseException):
@@ -119,12 +153,12 @@ def test_a_run_killed_inside_a_step_repeats_from_its_checkpoint_and_alters_no_li
     with pytest.raises(Killed):
         train(dying, open_run(config, root, tmp_path / "run"))
     recorded = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    assert (tmp_path / "run" / "checkpoint").exists() == (step >= 2)
+    assert files.read_json(tmp_path / "run" / "checkpoint" / "state.json")["step"] == step // 2 * 2
     assert len(numbers(tmp_path / "run")) > step
     run, _ = begin(config, root, tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes().startswith(recorded)
     assert numbers(tmp_path / "run") == numbers(reference)
-    assert run.policy.checksum() == weights
+    assert checksum(run.policy) == weights
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -152,8 +186,8 @@ def alter_state(checkpoint, change):
 
 
 def without_moments(checkpoint):
-    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    torch.save({**state, "state": {}}, checkpoint / "optimizer.pt")
+    state = torch.load(checkpoint / "training.pt", weights_only=True)
+    torch.save({**state, "optimizer": {**state["optimizer"], "state": {}}}, checkpoint / "training.pt")
 
 
 def with_the_weights_of_the_start(checkpoint):
@@ -207,7 +241,7 @@ DAMAGE = {"flipped": flip, "truncated": lambda p: p.write_bytes(p.read_bytes()[:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", ["optimizer.pt", "policy.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["training.pt", "policy.safetensors", "state.json", "manifest.json"])
 def test_a_damaged_checkpoint_fails_the_run_with_the_file_and_the_way_out(undisturbed, tmp_path, name, damage):
     root, config, _, _, checkpoint = half(undisturbed, tmp_path / "run")
     DAMAGE[damage](checkpoint / name)

@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
+from enumerable import LONGEST, Enumeration, N, Tabular, close, completions, expected, lengths, minimise, probability
 from torch import Tensor, nn
 
 from harness.comparison import validated
-from harness.errors import BakeoffError
+from harness.errors import BakeoffError, TrustError
 from harness.method import Batch, padded
 from harness.policy import Policy
 from methods.sft import SFT
@@ -145,6 +146,63 @@ def test_micro_batches_weighted_by_their_rows_give_the_loss_and_gradient_of_the_
     assert torch.allclose(gradient(policy, total), gradient(policy, loss), atol=1e-7)
 
 
+# completions that the verifier finds right
+
+
+def right(*of_length: int) -> Tensor:
+    """[B] some of the completions of these lengths."""
+    return torch.tensor([float(len(y) in of_length and sum(y) % 2 == 0) for y in completions()], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("source", ["start", "policy"])
+def test_a_batch_is_what_is_right_of_the_sources_completions(source):
+    right_B = right(1, 2, LONGEST)
+    run = Enumeration(Tabular(0), right_B, reference=Tabular(1))
+    method = SFT(source=source, prompts=1, group=N)
+    method.setup(run)
+    kept = method.batch(run)
+    sampler, name = (run.reference, "start") if source == "start" else (run.policy, "rollout")
+    assert run.asked == [(sampler, name)]
+    assert run.logged[f"{source}/right"] == pytest.approx(float(right_B.mean()))
+    whole, _ = Enumeration(Tabular(0), right_B)._sample(sampler, [None], N, "")
+    assert torch.equal(kept.tokens_BT, whole.tokens_BT[right_B == 1])
+    assert torch.equal(kept.mask_BT, whole.mask_BT[right_B == 1])
+
+
+def test_a_source_that_is_partly_right_or_not_at_all_ends_the_run():
+    run = Enumeration(Tabular(0), torch.full((N,), 0.9))
+    method = SFT(source="policy", prompts=2, group=N)
+    method.setup(run)
+    with pytest.raises(TrustError, match=f"policy: none of {16 * N} completions is right"):
+        method.batch(run)
+
+
+@pytest.mark.parametrize("of_length", [(LONGEST,), (1, 2, LONGEST)])
+def test_rejection_leads_to_the_start_given_that_it_is_right(of_length):
+    # Each completion counting the same, one of n tokens has 1/n of the pull at each: the fixed point is π_ref(y|right)/|y|,
+    # which is π_ref(y|right) where all that is right is equally long.
+    reference, policy, right_B = Tabular(1), Tabular(2), right(*of_length)
+    run, method = Enumeration(policy, right_B, reference=reference), SFT(source="start", prompts=N)
+    method.setup(run)
+    kept, weight_B = method.batch(run), probability(reference).detach()[right_B == 1]
+    minimise(policy, lambda: expected(method, policy, kept, weight_B / weight_B.sum()))
+    conditional_B = probability(reference).detach() * right_B
+    tilted_B = conditional_B / lengths()
+    assert close(probability(policy), tilted_B / tilted_B.sum(), 1e-4)
+    assert close(probability(policy), conditional_B / conditional_B.sum(), 1e-3) == (len(of_length) == 1)
+
+
+def test_a_policy_that_is_always_right_in_completions_of_one_length_has_nothing_more_to_learn():
+    policy, right_B = Tabular(2), right(LONGEST)
+    run, method = Enumeration(policy, right_B), SFT(source="policy", prompts=N)
+    method.setup(run)
+    kept, start_B = method.batch(run), (probability(policy).detach() * right_B)[right_B == 1]
+    minimise(policy, lambda: expected(method, policy, kept, start_B / start_B.sum()))
+    again_B = probability(policy).detach()[right_B == 1]
+    (slope,) = torch.autograd.grad(expected(method, policy, kept, again_B), policy.table)
+    assert float(slope.abs().max()) < 1e-4
+
+
 def test_the_defaults_have_no_penalty():
     method = validated(SFT, {}, "methods.sft")
     assert (method.lr, method.prompts, method.beta) == (1e-5, 64, 0.0)
@@ -152,7 +210,17 @@ def test_the_defaults_have_no_penalty():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("prompts", 0), ("prompts", 1.5), ("beta", -1e-9), ("beta", float("nan")), ("lr", 0), ("lr", float("inf")), ("lr", "fast")],
+    [
+        ("prompts", 0),
+        ("prompts", 1.5),
+        ("group", 0),
+        ("beta", -1e-9),
+        ("beta", float("nan")),
+        ("lr", 0),
+        ("lr", float("inf")),
+        ("lr", "fast"),
+        ("source", "teacher"),
+    ],
 )
 def test_an_option_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(BakeoffError, match=rf"methods\.sft: {field}: must be "):

@@ -8,13 +8,10 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from random import Random
 from statistics import mean
 from typing import get_args
 
@@ -24,7 +21,6 @@ from hypothesis import strategies as st
 
 from harness import plugins
 from harness.task import Problem, Split, Task
-from tasks.programs import HELD_OUT
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("arithmetic", "knights", "programs")
@@ -141,14 +137,6 @@ def test_the_exact_tasks_accept_no_other_spelling(name, written):
     assert reward(name, written.format(problem(name).answer)) == 0.0
 
 
-def test_a_partly_right_assignment_earns_nothing():
-    gold = problem("knights").answer
-    flipped = gold[:-1] + ("-" if gold[-1] == "+" else "+")
-    assert reward("knights", flipped) == 0.0
-    assert reward("knights", gold[:-2]) == 0.0
-    assert reward("knights", "".join(re.findall("..", gold)[::-1])) == 0.0
-
-
 @EVERY_TASK
 def test_the_extracted_answer_is_what_follows_the_thought(name):
     verdict = task(name).verify(problem(name), f"<what {problem(name).answer} was>17 geese")
@@ -163,15 +151,6 @@ def test_any_text_is_judged_and_only_the_gold_is_right(name, text):
     verdict = task(name).judge(problem(name), text, truncated=False)
     answer = text.partition(">")[2] if text.startswith("<") else text
     assert verdict.reward == float(answer == problem(name).answer)
-    assert verdict.reason
-
-
-@settings(max_examples=25, deadline=None)
-@given(text=st.text(max_size=60) | st.text("0123456789x+-*/%(),.<> \ndefreturn:=", max_size=30))
-def test_any_text_is_judged_when_it_is_executed(text):
-    p = Problem("", "0:1 1:8 2:27?", "x*x*x+3*x*x+3*x+1", "", {"inputs": (0, 1, 2, 3, 4)})
-    verdict = task("programs").judge(p, text, truncated=False)
-    assert verdict.reward == 0.0
     assert verdict.reason
 
 
@@ -192,184 +171,6 @@ def test_a_verifier_that_breaks_raises_through_judge(name):
 
     with pytest.raises(OSError, match="broken"):
         replace(task(name), verify=broken).judge(problem(name), problem(name).answer, truncated=False)
-
-
-# programs
-
-
-def test_an_equivalent_program_is_right():
-    for i in range(3):
-        gold = problem("programs", i).answer
-        for program in (
-            f"({gold})*1",
-            f" {gold}\n",
-            f"sum([{gold}])",
-            f"def f(x):\n    return {gold}",
-            f"def f(x):\n    y = 0\n    while y != {gold}:\n        y += 1 if y < {gold} else -1\n    return y",
-        ):
-            verdict = task("programs").verify(problem("programs", i), program)
-            assert verdict.correct, (program, verdict)
-
-
-def test_a_table_of_the_five_examples_fails_on_the_held_out_inputs():
-    for i in range(5):
-        p = problem("programs", i)
-        table = dict(map(int, pair.split(":")) for pair in p.prompt.rstrip("?").split())
-        assert len(table) == 5
-        for program in (f"{table}[x]", f"{table}.get(x, 0)", f"{table}.get(x, {max(table.values())})"):
-            assert reward("programs", program, i) == 0.0
-
-
-def test_each_held_out_input_counts():
-    p = problem("programs")
-    for x in {*HELD_OUT, *p.meta["inputs"]}:
-        verdict = task("programs").verify(p, f"({p.answer})+(x=={x})")
-        assert verdict.reward == 0.0
-        assert f"f({x})" in verdict.reason
-
-
-def test_most_held_out_inputs_are_not_in_any_prompt():
-    shown = {x for i in range(200) for x in problem("programs", i).meta["inputs"]}
-    assert len(set(HELD_OUT) - shown) >= 5
-
-
-@pytest.mark.parametrize(
-    "written", ["({})*1.0", "({})/1", "float({})", "str({})", "[{}]", "({})+0j", "lambda x: {}", "{} if x < 20 else None"]
-)
-def test_a_value_that_is_not_an_integer_is_wrong(written):
-    assert reward("programs", written.format(problem("programs").answer)) == 0.0
-
-
-def test_a_boolean_is_not_the_integer_that_it_equals():
-    p = Problem("", "", "(x+1)*(x+1)-x*x-2*x", "", {"inputs": (0, 1, 2)})
-    assert task("programs").verify(p, "1").correct
-    assert task("programs").verify(p, "x == x").reward == 0.0
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import os; os.system('true')",
-        "import sys; sys.exit(0)",
-        "f = 3",
-        "def g(x): return {gold}",
-        "def f(): return {gold}",
-        "def f(x): pass",
-        "def f(x): return f(x)",
-        "def f(x): raise SystemExit(0)",
-        "print({gold})",
-        "x = 1",
-        "expected",
-        "problem.answer",
-        "__import__('os')._exit(0)",
-        "x**x**x**x**x if x == 31 else {gold}",
-    ],
-)
-def test_a_program_that_does_not_define_the_function_is_wrong(program):
-    assert reward("programs", program.replace("{gold}", problem("programs").answer)) == 0.0
-
-
-def family() -> Iterator[str]:
-    """Every program that a train or test problem may have, written from the docstring's five forms."""
-    for a, b in product(range(2, 10), range(-9, 31)):
-        for slope in (a, -a):
-            yield f"{slope}*x{b:+d}"
-            yield f"x*x{slope:+d}*x{b:+d}"
-        yield from (f"{a}*abs(x-{turn}){b:+d}" for turn in range(1, 7))
-        yield from (f"x//{every}*{a}{b:+d}" for every in (2, 3))
-    for a in range(2, 10):
-        yield from (f"({a}*x+{r})%{m}" for m in range(a + 1, 2 * a + 1) for r in range(m))
-
-
-def test_the_five_examples_leave_one_function_of_the_family_but_for_one_problem_in_a_hundred():
-    xs = sorted({*range(10), *HELD_OUT})
-    by_start = defaultdict[tuple[int, ...], dict[str, dict[int, int]]](dict)
-    for program in family():
-        code = compile(program, "<family>", "eval")
-        values = {x: eval(code, {"x": x}) for x in xs}
-        by_start[values[0], values[1], values[2]][program] = values
-    ambiguous = dict[str, list[str]]()
-    for p in task("programs").problems("test"):
-        shown = {x: eval(p.answer, {"x": x}) for x in p.meta["inputs"]}
-        alike = by_start[shown[0], shown[1], shown[2]]
-        gold = alike[p.answer]
-        fits = [
-            q for q, v in alike.items() if all(v[x] == y for x, y in shown.items()) and any(v[x] != gold[x] for x in HELD_OUT)
-        ]
-        if fits:
-            ambiguous[f"{p.prompt} {p.answer}"] = fits
-    assert len(ambiguous) <= 0.01 * len(task("programs").problems("test")), (
-        f"{len(ambiguous)} problems have another answer that fits their examples: {ambiguous}"
-    )
-
-
-# knights
-
-
-def consistent_assignments(prompt: str) -> list[str]:
-    """All of the 2ⁿ assignments in which exactly the knights' statements are true."""
-    said = dict[str, tuple[str, str, str]]()
-    for part in prompt.rstrip("?").split():
-        statement = re.fullmatch(r"([A-J]):([A-J]?)(?:([+-])|([=#])([A-J]))", part)
-        assert statement, part
-        speaker, about, kind, relation, other = statement.groups()
-        said[speaker] = (about or speaker, kind or relation, other or "")
-    people = sorted(said)
-    out = list[str]()
-    for kinds in product((True, False), repeat=len(people)):
-        knight = dict(zip(people, kinds, strict=True))
-        true = dict[str, bool]()
-        for speaker, (about, claim, other) in said.items():
-            match claim:
-                case "+":
-                    true[speaker] = knight[about]
-                case "-":
-                    true[speaker] = not knight[about]
-                case "=":
-                    true[speaker] = knight[about] == knight[other]
-                case _:
-                    true[speaker] = knight[about] != knight[other]
-        if true == knight:
-            out.append("".join(p + ("+" if knight[p] else "-") for p in people))
-    return out
-
-
-@pytest.mark.parametrize("split", ["train", "test", "ood"])
-def test_a_puzzle_has_exactly_one_solution_and_it_is_the_gold(split):
-    for p in task("knights").problems(split)[:50]:
-        assert consistent_assignments(p.prompt) == [p.answer], p
-
-
-def test_the_count_of_solutions_can_find_a_puzzle_with_two():
-    assert consistent_assignments("A:B+ B:A+?") == ["A+B+", "A-B-"]
-    assert consistent_assignments("A:=B B:A+?") == ["A+B+"]
-    assert consistent_assignments("A:#B B:B-?") == []
-
-
-def test_a_puzzles_thought_names_everyone_once_with_their_kind():
-    for p in task("knights").problems("test")[:100]:
-        thought = p.solution[1 : p.solution.index(">")]
-        assert sorted(re.findall("..", thought)) == re.findall("..", p.answer)
-
-
-# arithmetic
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_the_sum_is_right_and_every_step_of_its_thought_is_true(split):
-    for p in task("arithmetic").problems(split)[:300]:
-        assert int(p.answer) == eval(p.prompt.rstrip("="))
-        columns = p.solution[1 : p.solution.index(">")].split(",")
-        for column in columns:
-            left, _, right = column.partition("=")
-            assert eval(left) == int(right), p
-        assert len(columns) == len(max(re.findall(r"\d+", p.prompt), key=len))
-
-
-def test_the_columns_spell_the_answer():
-    for p in task("arithmetic").problems("test")[:300]:
-        columns = [c.partition("=")[2] for c in p.solution[1 : p.solution.index(">")].split(",")]
-        assert int("".join([columns[-1], *(c[-1] for c in columns[-2::-1])])) == int(p.answer)
 
 
 # splits
@@ -462,47 +263,6 @@ def test_worked_solutions_think_a_little_and_fit_the_length_limit_with_their_end
         assert p.solution.endswith(f">{p.answer}")
         assert (p.prompt + p.solution).isascii()
         assert (p.prompt + p.solution).isprintable()
-
-
-# chance
-
-
-def within_a_factor_of_three(measured: float, stated: float) -> bool:
-    return stated / 3 <= measured <= stated * 3
-
-
-def test_the_stated_chance_of_arithmetic_is_that_of_a_number_of_the_right_length():
-    rng = Random(0)
-    right = 0
-    for p in task("arithmetic").problems("test"):
-        n = len(p.answer)
-        lowest = 10 ** (n - 1) if n > 1 else 0
-        right += sum(task("arithmetic").verify(p, str(rng.randrange(lowest, 10**n))).correct for _ in range(40))
-    measured = right / (40 * 500)
-    assert within_a_factor_of_three(measured, task("arithmetic").chance), f"a guesser is right {measured:.4f} of the time"
-
-
-def test_the_stated_chance_of_knights_is_that_of_a_coin_for_each_person():
-    rng = Random(0)
-    right = 0
-    for p in task("knights").problems("test"):
-        people = p.answer[::2]
-        right += sum(task("knights").verify(p, "".join(a + rng.choice("+-") for a in people)).correct for _ in range(40))
-    measured = right / (40 * 500)
-    assert within_a_factor_of_three(measured, task("knights").chance), f"a guesser is right {measured:.4f} of the time"
-
-
-def test_the_stated_chance_of_programs_is_not_below_that_of_another_problems_program():
-    train, inputs = task("programs").problems("train"), (*range(10), *HELD_OUT)
-    guesses = Counter(computed(train[i].answer, inputs) for i in Random(0).sample(range(len(train)), 4000))
-    tests = task("programs").problems("test")
-    measured = sum(guesses[computed(p.answer, inputs)] for p in tests) / (4000 * len(tests))
-    assert measured <= task("programs").chance, f"a guesser is right {measured:.5f} of the time"
-
-
-def computed(program: str, inputs: tuple[int, ...]) -> tuple[int, ...]:
-    code = compile(program, "<program>", "eval")
-    return tuple(eval(code, {"x": x}) for x in inputs)
 
 
 @EVERY_TASK
