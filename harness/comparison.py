@@ -138,10 +138,7 @@ class Comparison:
         while waiting:
             ready = next((label for label in waiting if self.methods[label].get("start") not in waiting), None)
             if ready is None:
-                circle = (
-                    f"{' and '.join(waiting)} start from each other" if len(waiting) > 1 else "an arm cannot start from itself"
-                )
-                raise BakeoffError(f"methods.{waiting[0]}.start: {circle}")
+                raise BakeoffError(f"methods.{waiting[0]}.start: a circle through {', '.join(waiting)}")
             waiting.remove(ready)
             ordered.append(ready)
         return ordered

@@ -21,7 +21,7 @@ from harness import sandbox
 from harness.task import Problem, Task, Verdict, generated, problem
 from tasks._completion import extract, thinking
 
-FORMS = ("linear", "linear", "modulo", "square", "floor")
+FORMS = ("linear", "modulo", "modulo", "square", "floor")
 HELD_OUT = (-7, -2, 6, 9, 13, 20, 31)
 LONGEST = 2_000  # characters of program text that are worth compiling
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 from conftest import SMOKE, config_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -18,9 +18,11 @@ from harness.meter import Budget, Meter
 CHANGED = {
     "label": "other",
     "method": "grpo",
-    "task": "knights",
+    "task": "arithmetic",
     "model": "dense",
     "base": "smoke-00000000",
+    "start": "knights-other-smoke-s0-00000000",
+    "others": {"teacher": "teacher-00000000"},
     "problems": "00000000",
     "seed": 1,
     "budget": Budget(steps=7),
@@ -37,13 +39,14 @@ def test_the_matrix_holds_every_method_task_model_and_seed_once(tmp_path):
     comparison = Comparison.load(SMOKE, ['tasks=["arithmetic", "knights"]', 'models=["smoke", "dense"]', "seeds=[0, 1, 5]"])
     runs = comparison.runs(tmp_path)
     cells = {(run.label, run.task, run.model, run.seed) for run in runs}
-    assert len(cells) == len(runs) == len({run.id for run in runs}) == 4 * 2 * 2 * 3
+    assert len(cells) == len(runs) == len({run.id for run in runs}) == len(comparison.methods) * 2 * 2 * 3
 
 
 def test_runs_of_a_comparison_differ_in_nothing_but_the_method(tmp_path):
     of_a_seed = [run for run in Comparison.load(SMOKE).runs(tmp_path) if run.seed == 0]
-    assert len(of_a_seed) == 4
-    assert len({json.dumps(asdict(replace(run, label="", method="", options={}))) for run in of_a_seed}) == 1
+    assert len(of_a_seed) == len(Comparison.load(SMOKE).methods)
+    own = {"label": "", "method": "", "options": {}, "start": "", "others": {}}
+    assert len({json.dumps(asdict(replace(run, **own))) for run in of_a_seed}) == 1
 
 
 @pytest.mark.parametrize("field", [f.name for f in fields(RunConfig)])
@@ -57,9 +60,10 @@ def test_the_same_configuration_is_always_the_same_directory(tmp_path):
     assert [run.id for run in first] == [run.id for run in second]
     reordered = Comparison.load(SMOKE, ['methods.sft={prompts=16, lr=3e-3, method="sft"}']).runs(tmp_path)
     assert [run.id for run in reordered] == [run.id for run in first]
-    assert all(re.fullmatch(r"arithmetic-[a-z-]+-smoke-s[01]-[0-9a-f]{8}", run.id) for run in first)
+    assert all(re.fullmatch(r"knights-[a-z-]+-smoke-s[01]-[0-9a-f]{8}", run.id) for run in first)
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**40),
     flops=st.floats(1e-300, 1e300),
@@ -109,7 +113,7 @@ def test_overrides_reach_where_they_point_with_the_type_that_toml_gives_them():
 def test_an_override_may_add_an_arm(tmp_path):
     comparison = Comparison.load(SMOKE, ["methods.sft-slow.method=sft", "methods.sft-slow.lr=1e-4"])
     assert comparison.methods["sft-slow"] == {"method": "sft", "lr": 1e-4}
-    assert len(comparison.runs(tmp_path)) == 10
+    assert len(comparison.runs(tmp_path)) == 2 * len(comparison.methods)
 
 
 @pytest.mark.parametrize("override", ["", "=", "a", "a.b=1", "a.b.c=1"])
@@ -142,3 +146,28 @@ def test_the_budget_that_is_spent_first_ends_the_run():
 def test_the_same_number_written_another_way_is_the_same_run(tmp_path, given, written):
     ids = [[run.id for run in Comparison.load(SMOKE, [o] if o else []).runs(tmp_path)] for o in (given, written)]
     assert ids[0] == ids[1]
+
+
+def arms(name):
+    table = tomllib.loads((SMOKE.parent / f"{name}.toml").read_text())
+    return table["methods"], table["budget"], {k: v for k, v in table["evaluation"].items() if k != "other_tasks"}
+
+
+def test_the_methods_sweep_asks_what_the_quickstart_asks_of_more_tasks_and_seeds():
+    assert arms("methods") == arms("quickstart")
+
+
+def test_the_stages_share_their_first_arms_with_the_quickstart():
+    (stages, *rest), (quickstart, *same) = arms("stages"), arms("quickstart")
+    assert rest == same
+    assert all(stages[arm] == quickstart[arm] for arm in ("base", "sft", "grpo"))
+
+
+def test_every_method_had_as_many_trials_and_the_quickstart_uses_one_of_them():
+    trials, quickstart = arms("tuning")[0], arms("quickstart")[0]
+    tuned = [arm for arm in quickstart if arm not in ("base", "grpo-random")]
+    counts = {arm: [t for name, t in trials.items() if re.fullmatch(rf"{arm}-\d.*", name)] for arm in tuned}
+    assert {arm: len(found) for arm, found in counts.items()} == dict.fromkeys(tuned, 4)
+    assert sum(map(len, counts.values())) == len(trials)
+    assert all(quickstart[arm] in found for arm, found in counts.items())
+    assert {k: v for k, v in quickstart["grpo-random"].items() if k != "source"} == quickstart["grpo"]

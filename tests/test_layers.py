@@ -156,3 +156,30 @@ def test_help_answers_at_once():
         seconds.append(time.perf_counter() - started)
         assert "bakeoff run sweeps/quickstart.toml" in text
     assert min(seconds) < 1.0, seconds
+
+
+def statements(path: Path) -> list[str]:
+    """The lines of a method file that are neither blank nor an import."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line and not line.startswith(("from ", "import ", "if TYPE_CHECKING"))]
+
+
+def test_no_six_lines_are_the_same_in_two_method_files():
+    seen = dict[tuple[str, ...], Path]()
+    for path in sorted((ROOT / "methods").glob("*.py")):
+        lines = statements(path)
+        for i in range(len(lines) - 5):
+            other = seen.setdefault(tuple(lines[i : i + 6]), path)
+            assert other == path, f"{path.name} and {other.name} share: {lines[i : i + 6]}"
+
+
+def test_a_method_is_one_file_under_200_lines():
+    for path in (ROOT / "methods").glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 200, path
+
+
+def test_no_method_knows_a_task_or_an_architecture():
+    words = ("arithmetic", "knights", "programs", "glm", "llama", "deepseek_v", "moe", "mtp", "mla")
+    for path in (ROOT / "methods").glob("*.py"):
+        code = path.read_text(encoding="utf-8").lower().split('"""', 2)[-1]
+        assert [word for word in words if word in code] == [], path
