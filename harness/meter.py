@@ -82,7 +82,8 @@ class Meter:
         return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
 
 
-CLOCK = ("budget/seconds", "budget/eval_seconds", "budget/peak_bytes")  # the columns that differ between identical runs
+# the columns that differ between identical runs
+CLOCK = ("budget/seconds", "budget/eval_seconds", "budget/peak_bytes", "ancestors/seconds")
 
 
 def peak_bytes() -> int:

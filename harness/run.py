@@ -62,8 +62,6 @@ class Run:
         self._metrics = files.Journal(folder / "metrics.jsonl")
         self._samples = files.Journal(folder / "samples.jsonl")
         self._shown = {row["step"] for row in files.read_jsonl(folder / "samples.jsonl")}
-        if config.start:
-            self.log(ancestors(root / "runs" / config.start))
 
     def _load(self, folder: Path) -> Policy:
         model, _ = models.load(folder)
@@ -203,6 +201,16 @@ class Run:
 
     # what the loop does with it
 
+    def ancestors(self) -> dict[str, float]:
+        """What the stages before this one cost, all of them together."""
+        if not self.config.start:
+            return {}
+        rows = files.read_jsonl(self.root / "runs" / self.config.start / "metrics.jsonl")
+        return {
+            f"ancestors/{name}": rows[-1][f"budget/{name}"] + rows[0].get(f"ancestors/{name}", 0.0)
+            for name in ("flops", "seconds")
+        }
+
     def spent(self) -> float:
         """The share of the budget that is gone."""
         return self.config.budget.spent(self.meter, self.step)
@@ -255,17 +263,6 @@ class Run:
             self.policy.model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
-
-
-def ancestors(folder: Path) -> dict[str, float]:
-    """What the stages before this one cost, all of them together."""
-    last = files.read_jsonl(folder / "metrics.jsonl")
-    total = dict[str, float]()
-    for name in ("flops", "seconds"):
-        total[f"ancestors/{name}"] = last[-1][f"budget/{name}"] + next(
-            (r[k] for r in last if (k := f"ancestors/{name}") in r), 0.0
-        )
-    return total
 
 
 @lru_cache(maxsize=2)

@@ -31,6 +31,7 @@ def train(method: Method[B], run: Run, stop: Callable[[], bool] = lambda: False)
     method.setup(run)
     optimizer = method.optimizer(run.policy)
     if not run.resume(optimizer, method):
+        run.log(run.ancestors())
         method.prepare(run)
         if run.spent() >= 1:
             raise TrustError("preparation alone uses up the budget; give the comparison a larger one")

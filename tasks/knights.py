@@ -2,7 +2,7 @@
 
     prompt      B:=A A:E- E:G+ G:H+ H:B-?    B says that A is of B's own kind, A that E is a knave, E that G is a knight
     solution    <A+E--G+-H+-B-+>B+A+E-G-H-    one after another: what was said of them, what is true; then all as they spoke
-    bands       a tale (told in the order in which they speak of each other; two in three) or a web (in the order of their
+    bands       a tale (told in the order in which they speak of each other; three in five) or a web (in the order of their
                 names), of 5 or 6 people;  out of distribution: 7
     chance      1/2 for each person: (2⁻⁵ + 2⁻⁶)/2 = 0.0234 over the bands
 
@@ -32,7 +32,7 @@ def draw(rng: Random, ood: bool) -> Problem:
         claim = SIGN[knight[p] == knight[q]]
         said[p] = q + claim
         thought.append(q + claim + SIGN[knight[q]])
-    shape = rng.choice(("tale", "tale", "web"))
+    shape = rng.choice(("tale", "tale", "tale", "web", "web"))
     speakers = list(said) if shape == "tale" else sorted(said)
     prompt = " ".join(f"{p}:{said[p]}" for p in speakers) + "?"
     answer = "".join(p + SIGN[knight[p]] for p in speakers)

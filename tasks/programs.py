@@ -2,7 +2,7 @@
 
     prompt      0:5 1:8 2:11 4:17 8:29?    x:f(x) at 0, 1, 2 and two more
     solution    <3,3;3>3*x+5               two differences, the number that gives the program away, the program
-    bands       linear, modulo, square, floor;  out of distribution: a constant term
+    bands       linear, modulo, square, floor, half as often absolute;  out of distribution: a constant term
             further from 0 than in any other split (which modulo does not have)
     chance      0.0005: the program of another problem
 
@@ -21,7 +21,7 @@ from harness import sandbox
 from harness.task import Problem, Task, Verdict, generated, problem
 from tasks._completion import extract, thinking
 
-FORMS = ("linear", "modulo", "modulo", "square", "floor")
+FORMS = (*("linear", "modulo", "square", "floor") * 2, "absolute")
 HELD_OUT = (-7, -2, 6, 9, 13, 20, 31)
 LONGEST = 2_000  # characters of program text that are worth compiling
 
@@ -50,6 +50,9 @@ def drawn(rng: Random, form: str, b: int) -> tuple[str, str]:
         case "square":
             a *= rng.choice((-1, 1))
             return f"x*x{a:+d}*x{b:+d}", f"{a}"
+        case "absolute":
+            turn = rng.randint(1, 6)
+            return f"{a}*abs(x-{turn}){b:+d}", f"{turn}"
         case _:
             every = rng.randint(2, 3)
             return f"x//{every}*{a}{b:+d}", f"{every}"
@@ -57,7 +60,7 @@ def drawn(rng: Random, form: str, b: int) -> tuple[str, str]:
 
 def evaluate(program: str, x: int) -> int:
     """A program of ours, at x."""
-    return eval(program, {"x": x})
+    return eval(program, {"x": x, "abs": abs})
 
 
 def verify(problem: Problem, completion: str) -> Verdict:

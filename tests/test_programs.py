@@ -101,11 +101,12 @@ def test_a_program_that_does_not_define_the_function_is_wrong(program):
 
 
 def family() -> Iterator[str]:
-    """Every program that a train or test problem may have, written from the docstring's four forms."""
+    """Every program that a train or test problem may have, written from the docstring's five forms."""
     for a, b in product(range(2, 10), range(-9, 31)):
         for slope in (a, -a):
             yield f"{slope}*x{b:+d}"
             yield f"x*x{slope:+d}*x{b:+d}"
+        yield from (f"{a}*abs(x-{turn}){b:+d}" for turn in range(1, 7))
         yield from (f"x//{every}*{a}{b:+d}" for every in (2, 3))
     for a in range(2, 10):
         yield from (f"({a}*x+{r})%{m}" for m in range(a + 1, 2 * a + 1) for r in range(m))

@@ -25,13 +25,13 @@ from methods.grpo import GRPO as Grpo
 pytestmark = pytest.mark.slow
 
 STEPS = 8
-BUDGETS = {"ppo": 2e10, "dpo": 2e10, "dpo-online": 2e10}
+BUDGETS = {"ppo": 2e10, "dpo": 2e10, "dpo-online": 2e10}  # FLOPs of runs with many completions a step
 SWEEP = """
 question = "Does an interruption change a number?"
 tasks = ["knights"]
 models = ["smoke"]
 seeds = [0]
-budget = { flops = 1.8e9 }
+budget = { flops = 1.4e10 }
 device = "cpu"
 evaluation = { points = 4, validation_problems = 8, validation_samples = 1, test_problems = 8, test_samples = 1 }
 methods.sft = { method = "sft", lr = 3e-3, prompts = 1 }
@@ -97,13 +97,13 @@ def test_a_run_stopped_at_any_step_continues_to_the_same_numbers_and_weights(und
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_killed_at_any_moment_continues_to_the_same_numbers_and_weights(pretrained, tmp_path, monkeypatch, name):
-    """Killed while it prepares, in the middle of a batch, and just before a checkpoint."""
+    """Killed before the first gradient, in a step after a checkpoint, and soon after it was continued."""
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 3)
     root = new_root(pretrained, tmp_path)
-    config = config_of(root, budget=Budget(flops=BUDGETS.get(name, 4e9), steps=12), **METHODS[name])
+    config = config_of(root, budget=Budget(flops=BUDGETS.get(name, 6e9), steps=12), **METHODS[name])
     whole = checksum(begin(config, root, root / "whole")[0].policy)
-    assert numbers(root / "whole")[-1]["step"] >= 4, "too short a run to be interrupted in"
-    for moment in (0, 3, 9):
+    assert numbers(root / "whole")[-1]["step"] >= 6, "too short a run to be interrupted in"
+    for moment in (0, 4, 1):
         with monkeypatch.context() as m:
             m.setattr(Meter, "train", dying_at(moment, Meter.train))
             with pytest.raises(Killed):
@@ -261,11 +261,12 @@ def test_a_line_altered_between_two_starts_is_found(undisturbed, tmp_path, monke
     root, whole = undisturbed
     config = whole["sft"][0]
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 100)
-    with pytest.raises(Killed):
-        train(config.build(), open_run(config, root, tmp_path / "run"), lambda: (_ for _ in ()).throw(Killed()))
+    calls = iter([False] * 3)
+    with pytest.raises(StopIteration):
+        train(config.build(), open_run(config, root, tmp_path / "run"), lambda: next(calls))
     path = tmp_path / "run" / "metrics.jsonl"
-    path.write_text(path.read_text().replace('"eval/mean_length": ', '"eval/mean_length": 1'))
-    with pytest.raises(TrustError, match=r"eval/mean_length was 1.* --fresh"):
+    path.write_text(path.read_text().replace('"grad_norm": ', '"grad_norm": 1'))
+    with pytest.raises(TrustError, match=r"grad_norm was 1.* --fresh"):
         begin(config, root, tmp_path / "run")
 
 

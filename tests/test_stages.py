@@ -7,7 +7,7 @@ from harness.comparison import Comparison
 from harness.errors import USAGE
 from harness.meter import Budget
 from harness.policy import checksum
-from harness.train import train
+from harness.train import Interrupted, train
 
 SFT = {"method": "sft", "lr": 3e-3, "prompts": 4}
 
@@ -55,6 +55,16 @@ def test_a_stage_pays_for_itself_and_says_what_came_before(chain):
     assert rows[1][0]["ancestors/flops"] == rows[0][-1]["budget/flops"]
     assert rows[2][0]["ancestors/flops"] == rows[0][-1]["budget/flops"] + rows[1][-1]["budget/flops"]
     assert rows[1][0]["budget/flops"] == 0
+
+
+def test_a_stage_that_was_interrupted_continues_to_the_same_numbers(chain):
+    root, (_, second, _) = chain
+    calls = iter([False, False])
+    again = open_run(second.config, root, root / "again")
+    with pytest.raises(Interrupted):
+        train(second.config.build(), again, lambda: next(calls, True))
+    train(second.config.build(), open_run(second.config, root, root / "again"))
+    assert numbers(root / "again") == numbers(second.folder)
 
 
 def test_the_start_is_part_of_the_identity_and_so_is_all_that_decides_it(pretrained, tmp_path):
