@@ -22,7 +22,7 @@ def headroom(folder: Path, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """For each task: pass@1 and pass@64 of the base on validation problems, and what is wrong with them, if anything."""
     model, tokenizer = models.load(folder)
     policy = Policy(model).frozen()
-    for name in names:
+    for name in dict.fromkeys(names):
         task: Task = plugins.find("tasks", name)
         right = correct(task, policy, tokenizer)
         row = {
