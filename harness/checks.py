@@ -18,7 +18,8 @@ from harness.policy import checksum
 if TYPE_CHECKING:
     from harness.run import Run
 
-LOG_RATIO = {"float32": 1e-4, "bfloat16": 0.2}  # |log π_trainer - log π_sampler| of a token, before any update
+# |log π_trainer - log π_sampler| of a token before any update, for each nat of log π beyond the first: rounding grows with it
+LOG_RATIO = {"float32": 1e-4, "bfloat16": 0.2}
 FIRST_LOSS = {"float32": 1e-4, "bfloat16": 0.05}  # |loss before the first step - what theory says|
 KL_AT_START = {"float32": 1e-6, "bfloat16": 1e-4}  # nats a token
 
@@ -41,10 +42,10 @@ def first_batch(run: Run, batch: Batch) -> None:
 
 def agreement(run: Run, logp_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, what: str) -> None:
     """Sampler and trainer give a token the same probability."""
-    worst = float(((logp_BT - sampled_BT).abs() * mask_BT).max())
+    worst = float(((logp_BT - sampled_BT).abs() / sampled_BT.abs().clamp(min=1) * mask_BT).max())
     bound = LOG_RATIO[run.config.dtype]
     if not worst < bound:
-        raise TrustError(f"{what}: sampler and trainer differ by {worst:.2g} in log-probability (bound {bound:g})")
+        raise TrustError(f"{what}: sampler and trainer differ by {worst:.2g} of a log-probability (bound {bound:g})")
 
 
 def first_loss(run: Run, loss: float, expected: float | None) -> None:
