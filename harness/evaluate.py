@@ -37,7 +37,7 @@ def evaluate(
         drawn = [f"{key}/{i}" if i else key for key in keys for i in range(tries)] if keys is not None else None
         y = generate(run.policy, prompts, group * tries, drawn, task.max_new_tokens, eos, pad)
         if tries > 1:
-            y = y[best(run, prompts, y, group, tries)]
+            y = y[picked(run, prompts, y, group, tries)]
         asked = [(p, k) for p in problems for k in range(group)]
         out = list[dict[str, Any]]()
         for (p, k), tokens, ended in zip(asked, y.tokens, y.ended, strict=True):
@@ -76,7 +76,7 @@ def evaluate(
     return metrics, lines
 
 
-def best(run: Run, prompts: list[list[int]], y: Samples, group: int, tries: int) -> list[int]:
+def picked(run: Run, prompts: list[list[int]], y: Samples, group: int, tries: int) -> list[int]:
     """The index of the completion of each `tries` that `run.best_of` scores highest."""
     assert run.best_of
     asked = [prompt for prompt in prompts for _ in range(group * tries)]

@@ -66,6 +66,7 @@ CHANGES = {
     "batch": 33,
     "threads": 7,
     "seed": 1,
+    "start": "smoke",
 }
 
 
@@ -111,7 +112,7 @@ def test_a_local_folder_serves_as_a_base_and_its_run_as_the_next_ones(tmp_path):
 
     base = save_llama(tmp_path / "Tiny Llama")
     config = config_of(tmp_path, model=base, steps=3, lr=3e-3, prompts=4)
-    assert config.id.startswith("arithmetic-arm-tiny-llama-s0-")
+    assert config.id.startswith("knights-arm-tiny-llama-s0-")
     folder = tmp_path / "runs" / config.id
     train(config.build(), open_run(config, tmp_path, folder))
     rows = numbers(folder)

@@ -390,7 +390,7 @@ def test_a_method_has_one_colour_and_its_arms_differ_in_their_dashes(tmp_path):
         "base": "c0 solid",
         "grpo": "c5 solid",
         "sft": "c1 solid",
-        "rejection": "c6 solid",
+        "rejection": "c7 solid",
         "sft-grpo": "c5 dashed",
         "grpo-random-reward": "c5 dotted",
         "ppo": "c3 solid",
