@@ -18,7 +18,7 @@ from harness.policy import checksum
 if TYPE_CHECKING:
     from harness.run import Run
 
-# |log π_trainer - log π_sampler| of a token before any update, for each nat of log π beyond the first: rounding grows with it
+# |log π_trainer - log π_sampler| of a token before any update, but for one in a thousand, which may be off by a hundred times that
 LOG_RATIO = {"float32": 1e-4, "bfloat16": 0.2}
 FIRST_LOSS = {"float32": 1e-4, "bfloat16": 0.05}  # |loss before the first step - what theory says|
 KL_AT_START = {"float32": 1e-6, "bfloat16": 1e-4}  # nats a token
@@ -41,11 +41,13 @@ def first_batch(run: Run, batch: Batch) -> None:
 
 
 def agreement(run: Run, logp_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, what: str) -> None:
-    """Sampler and trainer give a token the same probability."""
-    worst = float(((logp_BT - sampled_BT).abs() / sampled_BT.abs().clamp(min=1) * mask_BT).max())
+    """Sampler and trainer give a token the same probability, up to rounding, which has a long tail: see LOG_RATIO."""
+    off_N = (logp_BT - sampled_BT).abs()[mask_BT.bool()]
     bound = LOG_RATIO[run.config.dtype]
-    if not worst < bound:
-        raise TrustError(f"{what}: sampler and trainer differ by {worst:.2g} of a log-probability (bound {bound:g})")
+    typical = float(off_N.topk(len(off_N) // 1000 + 1).values[-1])
+    for worst, allowed in ((float(off_N.max()), 100 * bound), (typical, bound)):
+        if not worst < allowed:
+            raise TrustError(f"{what}: sampler and trainer differ by {worst:.2g} in log-probability (bound {allowed:g})")
 
 
 def first_loss(run: Run, loss: float, expected: float | None) -> None:
