@@ -18,7 +18,7 @@ from harness.policy import checksum
 if TYPE_CHECKING:
     from harness.run import Run
 
-# |log π_trainer - log π_sampler| of a token before any update, but for one in a thousand, which may be off by a hundred times that
+# |log π_trainer - log π_sampler| of a token before any update; a few may be off by up to a hundred times that
 LOG_RATIO = {"float32": 1e-4, "bfloat16": 0.2}
 FIRST_LOSS = {"float32": 1e-4, "bfloat16": 0.05}  # |loss before the first step - what theory says|
 KL_AT_START = {"float32": 1e-6, "bfloat16": 1e-4}  # nats a token
@@ -37,14 +37,14 @@ def first_batch(run: Run, batch: Batch) -> None:
     if logp_old_BT is not None:
         with torch.no_grad():
             parts = [run.policy.logp(rows) for rows in batch.tokens_BT.split(run.config.micro_batch)]
-        agreement(run, torch.cat(parts), logp_old_BT, batch.mask_BT, "the first importance ratio is not 1")
+        agreement(run, torch.cat(parts), logp_old_BT, batch.mask_BT, "the first importance ratio is not 1", 1000)
 
 
-def agreement(run: Run, logp_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, what: str) -> None:
-    """Sampler and trainer give a token the same probability, up to rounding, which has a long tail: see LOG_RATIO."""
+def agreement(run: Run, logp_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, what: str, one_in: int) -> None:
+    """Sampler and trainer give a token the same probability, up to rounding, whose long tail is one token `one_in` so many."""
     off_N = (logp_BT - sampled_BT).abs()[mask_BT.bool()]
     bound = LOG_RATIO[run.config.dtype]
-    typical = float(off_N.topk(len(off_N) // 1000 + 1).values[-1])
+    typical = float(off_N.topk(len(off_N) // one_in + 1).values[-1])
     for worst, allowed in ((float(off_N.max()), 100 * bound), (typical, bound)):
         if not worst < allowed:
             raise TrustError(f"{what}: sampler and trainer differ by {worst:.2g} in log-probability (bound {allowed:g})")

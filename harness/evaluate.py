@@ -100,7 +100,7 @@ def divergence(run: Run, prompts: list[list[int]], tokens: list[list[int]], logp
         logp_BT = logits_BTV.log_softmax(-1).gather(-1, batch.tokens_BT[..., None]).squeeze(-1)
         sampled_BT = torch.zeros_like(logp_BT)
         sampled_BT[batch.mask_BT.bool()] = torch.tensor([x for row in logp[i : i + rows] for x in row], device=logp_BT.device)
-        checks.agreement(run, logp_BT, sampled_BT, batch.mask_BT, "evaluation does not see the policy that is trained")
+        checks.agreement(run, logp_BT, sampled_BT, batch.mask_BT, "evaluation does not see the policy that is trained", 100)
     return {"kl": kl, "entropy": entropy}
 
 
