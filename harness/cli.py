@@ -40,7 +40,7 @@ def run(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="change a setting: seeds=[0,1] budget.flops=1e12 methods.grpo.beta=0.1"),
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="runs at a time; 0: cores divided by threads a run")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="runs at a time; 0: cores divided by threads a run, or 1 on a GPU")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the runs and what is done, and start nothing")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="forget this comparison's runs and start them anew")] = False,
     wandb: Annotated[bool, typer.Option(help="mirror the runs to W&B (offline unless you are logged in)")] = True,
@@ -51,7 +51,7 @@ def run(
 
     The same command again does nothing that is done, and continues what was interrupted. Ctrl-C saves and stops.
     """
-    from harness.comparison import Comparison
+    from harness.comparison import Comparison, resolve_device
     from harness.launch import is_done, launch
 
     overrides = overrides or []
@@ -67,7 +67,9 @@ def run(
     if wandb and find_spec("wandb") is None:
         print("wandb is not installed, so nothing is mirrored; pip install 'bakeoff[wandb]' or pass --no-wandb", file=sys.stderr)
         wandb = False
-    at_once = workers or max(1, (os.cpu_count() or 1) // comparison.threads)
+    at_once = workers or (
+        1 if resolve_device(comparison.device) == "cuda" else max(1, (os.cpu_count() or 1) // comparison.threads)
+    )
     source = sweep.read_text(encoding="utf-8")
     runs, outcome = launch(comparison, root, source, command, at_once, fresh, mirror=wandb)
     if outcome.interrupted:

@@ -34,7 +34,9 @@ class Evaluation:
 
     __pydantic_config__ = STRICT
 
-    points: Positive = 5  # evaluations on validation after the one at the start, evenly over the budget
+    points: Positive = (
+        5  # evaluations on validation after the one at the start, evenly over the budget: fewer if a batch spends more
+    )
     validation_problems: Positive = 64
     validation_samples: Positive = 2
     test_problems: Size = 500  # 0 leaves the test split, ood and the other tasks alone: for tuning
@@ -109,7 +111,7 @@ class Comparison:
         for label in self.in_order():
             table = self.methods[label]
             method = validated(plugins.find("methods", table["method"]), options(table), f"methods.{label}")
-            others = {name: self.other(label, getattr(method, name), root) for name in method.models if getattr(method, name)}
+            others = {name: self.other(label, getattr(method, name), root) for name in method.models}
             for task, model, seed in itertools.product(self.tasks, self.models, self.seeds):
                 made[label, task, model, seed] = RunConfig(
                     label=label,
@@ -188,8 +190,8 @@ class Comparison:
                 if not (isinstance(method, type) and issubclass(method, Method)):
                     raise BakeoffError(f"{table['method']!r} is not a Method")
             validated(method, options(table), f"{where}: methods.{label}")
-            if (start := str(table.get("start", label))) not in self.methods:
-                raise BakeoffError(f"{where}: methods.{label}.start: no arm named {start!r}{meant(start, self.methods)}")
+            if not isinstance(start := table.get("start", label), str) or start not in self.methods:
+                raise BakeoffError(f"{where}: methods.{label}.start: no arm named {start!r}{meant(str(start), self.methods)}")
         with located(where):
             self.in_order()
         for key in ("tasks", "models", "seeds"):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness import checks, ops, plugins
+from harness import checks, ops
 from harness.generate import Samples, generate
 from harness.task import Problem, Split, Task
 
@@ -122,11 +122,10 @@ def at_the_end(run: Run) -> dict[str, float]:
             metrics, lines = evaluate(run, run.task, problems, samples, greedy=split == "test")
             run.write_evaluation(split, lines)
             columns |= {f"{split}/{k}": v for k, v in metrics.items()}
-    for name in e.other_tasks if e.test_problems else ():
-        task: Task = plugins.find("tasks", name)
+    for task in run.other_tasks if e.test_problems else ():
         metrics, lines = evaluate(run, task, task.problems("test")[: e.other_problems], 1, greedy=False)
-        run.write_evaluation(f"other-{name}", lines)
-        columns[f"other/{name}/pass@1"] = metrics["pass@1"]
+        run.write_evaluation(f"other-{task.name}", lines)
+        columns[f"other/{task.name}/pass@1"] = metrics["pass@1"]
     return columns
 
 

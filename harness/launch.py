@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from harness import files, models
 from harness.comparison import Comparison, RunConfig
+from harness.errors import BakeoffError
 
 POLL_SECONDS = 0.25
 ORPHAN_SECONDS = 60.0  # how long a worker may take to notice that it was orphaned, and to save
@@ -174,6 +175,10 @@ def work(missing: list[RunConfig], root: Path, name: str, workers: int, mirror: 
                 process = context.Process(target=_enter, args=(run, root, name, mirror), name=run.id)
                 process.start()
                 active[run.id] = (process, run, show.add(run.id, 1.0))
+            if waiting and not active and not outcome.interrupted:
+                raise BakeoffError(
+                    f"{waiting[0].id} waits for {waiting[0].start}, which has gone; the same command runs it again"
+                )
             time.sleep(POLL_SECONDS)
             for run_id, (process, run, update) in list(active.items()):
                 spent, note = progress(root, run)

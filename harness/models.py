@@ -101,7 +101,7 @@ def inspect(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a config may be wrong in ways of its own
         raise BakeoffError(f"{folder}: {first_line(error)}", MISSING) from error
     encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or encoder:
@@ -114,15 +114,18 @@ def inspect(folder: Path) -> Any:
 
 
 def load(folder: Path) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer, from a local folder. Raises BakeoffError as `inspect` does."""
+    """A causal language model in float32 and its tokenizer, from a local folder. Raises BakeoffError as `inspect` does."""
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     tokenizer = inspect(folder)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except Exception as error:  # each format of weights has errors of its own
         raise BakeoffError(f"{folder}: {first_line(error)}", MISSING) from error
     model, found = loaded
     if found["missing_keys"]:

@@ -87,7 +87,7 @@ def checksum(module: nn.Module) -> str:
     """The hash of every weight."""
     digest = hashlib.sha256()
     for name, p in sorted(module.state_dict().items()):
-        digest.update(name.encode() + p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + p.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

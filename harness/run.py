@@ -43,6 +43,7 @@ class Run:
     def __init__(self, config: RunConfig, root: Path, folder: Path, tracker: Tracker):
         self.config, self.folder, self.tracker = config, folder, tracker
         self.task: Task = plugins.find("tasks", config.task)
+        self.other_tasks: list[Task] = [plugins.find("tasks", name) for name in config.evaluation.other_tasks]
         self.root = root
         _, base = models.resolve(config.model, root)
         self.tokenizer = models.inspect(base)
@@ -123,8 +124,10 @@ class Run:
         self, sampler: Policy, problems: Sequence[Problem], group: int, name: str
     ) -> tuple[Rollouts, list[dict[str, Any]]]:
         """Rollouts, and the first of them as they are shown in samples.jsonl."""
-        epoch = self.position // len(self.task.problems("train"))
-        keys = [f"{name}/{self.config.seed}/{epoch}/{p.id}/{k}" for p in problems for k in range(group)]
+        first, train = self.position - len(problems), len(self.task.problems("train"))
+        keys = [
+            f"{name}/{self.config.seed}/{(first + i) // train}/{p.id}/{k}" for i, p in enumerate(problems) for k in range(group)
+        ]
         prompts = [self.prompt_ids(p) for p in problems]
         limit = self.task.max_new_tokens
         y = generate(sampler, prompts, group, keys, limit, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
@@ -255,13 +258,19 @@ class Run:
         self.step, self.position, self.points, self._line = (state[k] for k in ("step", "position", "points", "line"))
         for name, value in state["meter"].items():
             setattr(self.meter, name, value)
+        for row in self._recorded[: self._line]:
+            self.tracker.log(row)
         return True
 
     def save_model(self) -> None:
-        """The trained policy in the layout that `from_pretrained` loads; the checkpoint has served."""
+        """The trained policy in the layout that `from_pretrained` loads."""
         with files.folder(self.folder / "model") as temporary:
             self.policy.model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
+
+    def done(self) -> None:
+        """Mark the run as finished; its checkpoint has served."""
+        files.write(self.folder / "DONE", "")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
 

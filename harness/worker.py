@@ -52,7 +52,7 @@ def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror
         method = config.build()
         files.write_json(folder / "card.json", method.card())
         train(method, run, stop)
-        files.write(folder / "DONE", "")
+        run.done()
         ok = True
     except Interrupted:
         return INTERRUPTED

@@ -60,7 +60,7 @@ def test_the_same_configuration_is_always_the_same_directory(tmp_path):
     assert [run.id for run in first] == [run.id for run in second]
     reordered = Comparison.load(SMOKE, ['methods.sft={prompts=16, lr=3e-3, method="sft"}']).runs(tmp_path)
     assert [run.id for run in reordered] == [run.id for run in first]
-    assert all(re.fullmatch(r"knights-[a-z-]+-smoke-s[01]-[0-9a-f]{8}", run.id) for run in first)
+    assert all(re.fullmatch(r"knights-[a-z0-9-]+-smoke-s[01]-[0-9a-f]{8}", run.id) for run in first)
 
 
 @settings(deadline=None)
