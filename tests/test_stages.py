@@ -9,6 +9,8 @@ from harness.meter import Budget
 from harness.policy import checksum
 from harness.train import Interrupted, train
 
+pytestmark = pytest.mark.slow
+
 SFT = {"method": "sft", "lr": 3e-3, "prompts": 4}
 
 
@@ -133,7 +135,6 @@ def test_a_teacher_with_another_tokenizer_is_refused(cli, pretrained, tmp_path):
     assert "different tokenizers" in err
 
 
-@pytest.mark.slow
 def test_a_stage_whose_start_fails_fails_with_it_and_the_rest_goes_on(pretrained, tmp_path):
     root = new_root(pretrained, tmp_path / "root")
     (tmp_path / "mymethod.py").write_text(
