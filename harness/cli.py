@@ -182,7 +182,7 @@ def bases(root: Path) -> list[dict[str, Any]]:
 
     rows = list[dict[str, Any]]()
     for name, recipe in models.presets().items():
-        folder = models.resolve(name, root)[1]
+        folder = models.location(name, root)
         rows.append({"name": name, "summary": recipe.summary, "cached": str(folder) if folder.exists() else "not yet"})
     return rows
 

@@ -34,9 +34,7 @@ class Evaluation:
 
     __pydantic_config__ = STRICT
 
-    points: Positive = (
-        5  # evaluations on validation after the one at the start, evenly over the budget: fewer if a batch spends more
-    )
+    points: Positive = 5  # evaluations on validation, evenly over the budget, beside the one at the start
     validation_problems: Positive = 64
     validation_samples: Positive = 2
     test_problems: Size = 500  # 0 leaves the test split, ood and the other tasks alone: for tuning
@@ -105,7 +103,7 @@ class Comparison:
     def runs(self, root: Path) -> list[RunConfig]:
         """The run matrix; every arm comes after the one that it starts from."""
         device = resolve_device(self.device)
-        identity = {model: models.resolve(model, root)[0] for model in self.models}
+        identity = {model: models.identity(model, root) for model in self.models}
         problems = {task: models.fingerprint(checked_task(task)) for task in self.tasks}
         made = dict[tuple[str, str, str, int], RunConfig]()
         for label in self.in_order():
@@ -151,7 +149,7 @@ class Comparison:
             for model in self.models:
                 if models.vocabulary(name, root) != models.vocabulary(model, root):
                     raise BakeoffError(f"{name} and {model} have different tokenizers; take a teacher of the same family")
-            return models.resolve(name, root)[0]
+            return models.identity(name, root)
 
     @staticmethod
     def load(path: Path, overrides: Sequence[str] = ()) -> Comparison:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 USAGE, RUNS_FAILED, MISSING, INTERRUPTED = 2, 3, 4, 130
+BUSY = 75  # of a worker alone: another process has its run
 
 
 class BakeoffError(Exception):

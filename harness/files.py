@@ -77,6 +77,11 @@ class Journal:
     def append(self, *rows: dict[str, Any]) -> None:
         os.write(self._fd, jsonl(rows).encode())
 
+    def cut(self, n: int) -> None:
+        """Keep the first n records."""
+        kept = self.path.read_bytes().split(b"\n")[:n]
+        os.truncate(self.path, sum(len(line) + 1 for line in kept))
+
     def close(self) -> None:
         os.close(self._fd)
 

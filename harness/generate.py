@@ -87,7 +87,7 @@ def decode(
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]
+        ).logits[:, -1, : policy.vocabulary]
     cache.batch_repeat_interleave(group)
     logits_BV = logits_PV.repeat_interleave(group, 0)
     seen_BT = seen_PT.repeat_interleave(group, 0)
@@ -114,7 +114,7 @@ def decode(
                 position_ids=position_B[:, None],
                 past_key_values=cache,
                 use_cache=True,
-            ).logits[:, -1]
+            ).logits[:, -1, : policy.vocabulary]
         position_B = position_B + 1
     after_BN = (tokens_BN == eos).cumsum(-1) - (tokens_BN == eos).long() > 0
     policy.train(training)

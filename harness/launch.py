@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import shutil
 import signal
@@ -18,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from harness import files, models
 from harness.comparison import Comparison, RunConfig
-from harness.errors import BakeoffError
+from harness.errors import BUSY, BakeoffError
 
 POLL_SECONDS = 0.25
 ORPHAN_SECONDS = 60.0  # how long a worker may take to notice that it was orphaned, and to save
@@ -98,7 +99,7 @@ def display() -> Generator[Display]:
 
 def ensure_base(model: str, root: Path, show: Display) -> Path:
     """The folder of a base model, pretrained now if it is a preset that nobody has pretrained yet."""
-    base, folder = models.resolve(model, root)
+    folder = models.location(model, root)
     if folder.exists():
         return folder
     recipe = models.presets()[model]
@@ -106,9 +107,9 @@ def ensure_base(model: str, root: Path, show: Display) -> Path:
     with files.lock(folder.with_suffix(".lock"), "pretraining"):
         from harness.pretrain import pretrain
 
-        update = show.add(f"pretraining {base}", recipe.steps)
+        update = show.add(f"pretraining {folder.name}", recipe.steps)
         facts = pretrain(recipe, folder, lambda step, loss: update(step, f"loss {loss:.3f}"), start)
-        show.say(f"pretrained {base}: {facts['tokens']:,} tokens, loss {facts['loss']:.3f}, {facts['seconds']:.0f} s")
+        show.say(f"pretrained {folder.name}: {facts['tokens']:,} tokens, loss {facts['loss']:.3f}, {facts['seconds']:.0f} s")
     return folder
 
 
@@ -119,11 +120,15 @@ def launch(
     runs = comparison.runs(root)
     folder = root / "comparisons" / comparison.name
     with files.lock(folder / "lock", "running this comparison"), display() as show:
-        files.write(folder / "comparison.toml", f"{source.rstrip()}\n\n# asked by: {command}\n")
+        files.write(folder / "comparison.toml", f"{source.rstrip()}\n\n# asked by: {json.dumps(command)}\n")
         files.write(folder / "runs.txt", "".join(f"{run.id}\n" for run in runs))
-        for run in runs:
-            if fresh:
+        if fresh:
+            for run in runs:  # refused before anything is lost
+                with files.lock(root / "runs" / run.id / "lock", "running", patience=ORPHAN_SECONDS):
+                    pass
+            for run in runs:
                 forget(root / "runs" / run.id)
+        for run in runs:
             files.write_json(root / "runs" / run.id / "config.json", asdict(run))
         missing = [run for run in runs if not is_done(root, run)]
         outcome = Outcome(done=[run.id for run in runs if is_done(root, run)])
@@ -138,7 +143,7 @@ def launch(
 
 def forget(folder: Path) -> None:
     """Empty a run's folder, once nobody is at work in it."""
-    with files.lock(folder / "lock", "running", patience=ORPHAN_SECONDS):
+    with files.lock(folder / "lock", "running"):
         for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -153,12 +158,15 @@ def is_done(root: Path, run: RunConfig) -> bool:
 def work(missing: list[RunConfig], root: Path, name: str, workers: int, mirror: bool, show: Display, outcome: Outcome) -> None:
     """Run the missing runs, `workers` at a time, each forked from a server that has the libraries imported."""
     context = multiprocessing.get_context("forkserver")
-    kinds = {files.read_json(models.resolve(run.model, root)[1] / "config.json")["model_type"] for run in missing}
+    kinds = {
+        files.read_json(models.location(model, root) / "config.json")["model_type"] for model in {run.model for run in missing}
+    }
     context.set_forkserver_preload(
         ["harness.worker", *(["wandb"] if mirror else []), *(f"transformers.models.{k}.modeling_{k}" for k in sorted(kinds))]
     )
     waiting = list(missing)
     active = dict[str, tuple[BaseProcess, RunConfig, Update]]()
+    held = set[str]()  # by other processes
     total = len(missing)
 
     def interrupt(number: int, frame: object) -> None:  # noqa: ARG001
@@ -187,6 +195,12 @@ def work(missing: list[RunConfig], root: Path, name: str, workers: int, mirror: 
                     continue
                 update(1.0, note)
                 del active[run_id]
+                if process.exitcode == BUSY:
+                    waiting.append(run)
+                    if run_id not in held:
+                        held.add(run_id)
+                        show.say(f"{run_id}: another process is at it; waiting for that one")
+                    continue
                 settle(run, process.exitcode, root, outcome, show, f"[{total - len(waiting) - len(active)}/{total}]")
     finally:
         for n, handler in handlers.items():

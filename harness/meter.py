@@ -87,7 +87,7 @@ CLOCK = ("budget/seconds", "budget/eval_seconds", "budget/peak_bytes", "ancestor
 
 
 def peak_bytes() -> int:
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

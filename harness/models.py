@@ -61,32 +61,39 @@ def presets() -> Mapping[str, Recipe]:
     return {name: TypeAdapter(Recipe).validate_python({"name": name, **table}) for name, table in tables.items()}
 
 
-def resolve(model: str, root: Path) -> tuple[str, Path]:
-    """The identity of a base and the folder it is loaded from; a preset's folder may not be there yet.
+def location(model: str, root: Path) -> Path:
+    """The folder that a base is loaded from; a preset's may not be there yet.
 
-    Raises BakeoffError for a name that is neither a preset nor a folder with a model and a tokenizer in it.
+    Raises BakeoffError for a name that is neither a preset nor a folder with a config in it.
     """
     if model in presets():
-        base = presets()[model].id
-        return base, root / "bases" / base
+        return root / "bases" / presets()[model].id
     folder = Path(model)
     if not folder.exists():
         raise BakeoffError(f"no model named {model!r}, and no folder of that name{meant(model, presets())}", MISSING)
     if not (folder / "config.json").is_file():
         raise BakeoffError(f"{folder} is not a model: it has no config.json; save one there with save_pretrained", MISSING)
+    return folder
+
+
+def identity(model: str, root: Path) -> str:
+    """A name that changes when the base does. Raises BakeoffError as `location` and `inspect` do."""
+    folder = location(model, root)
+    if model in presets():
+        return folder.name
     inspect(folder)
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         with path.open("rb") as f:
             digest.update(path.name.encode() + hashlib.file_digest(f, "sha256").digest())
-    return f"{folder.resolve().name.lower()}-{digest.hexdigest()[:8]}", folder
+    return f"{folder.resolve().name.lower()}-{digest.hexdigest()[:8]}"
 
 
 def vocabulary(model: str, root: Path) -> dict[str, Any]:
     """The tokens of a model and their ids: models with the same can score each other's completions."""
     from harness.pretrain import character_tokenizer
 
-    tokenizer = character_tokenizer() if model in presets() else inspect(resolve(model, root)[1])
+    tokenizer = character_tokenizer() if model in presets() else inspect(location(model, root))
     return {"tokens": tokenizer.get_vocab(), "end": tokenizer.eos_token_id}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -16,13 +18,15 @@ class Policy(nn.Module):
 
     Every per-token tensor is aligned with `tokens_BT`: position t holds the quantity of token t given the tokens
     before it, so nothing outside this class ever shifts by one. Position 0 has nothing before it and holds 0.
-    Rows are padded on the right, where a causal model cannot see them.
+    Rows are padded on the right, where a causal model cannot see them. V is the size of the tokenizer's vocabulary: columns
+    that some models have beyond it, for the sake of a round number, belong to no token.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype = torch.float32):
+    def __init__(self, model: Any, dtype: torch.dtype = torch.float32, vocabulary: int | None = None):
         super().__init__()
         self.model = model
         self.dtype = dtype
+        self.vocabulary = vocabulary  # V, where the model's columns may be more
 
     @property
     def device(self) -> torch.device:
@@ -31,11 +35,21 @@ class Policy(nn.Module):
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
+    @contextmanager
+    def sampling(self) -> Generator[None]:
+        """Without dropout, for as long as the block lasts."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """[B, T, V] what π(·|token_<t) is the softmax of."""
         with self.autocast():
             logits = cast(Tensor, self.model(input_ids=tokens_BT[:, :-1], use_cache=False).logits)
-        return F.pad(logits.float(), (0, 0, 1, 0))
+        return F.pad(logits[..., : self.vocabulary].float(), (0, 0, 1, 0))
 
     def logp(self, tokens_BT: Tensor) -> Tensor:
         """[B, T] log π(token_t | token_<t)."""

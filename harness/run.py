@@ -29,7 +29,7 @@ from harness.comparison import RunConfig
 from harness.errors import TrustError
 from harness.generate import generate
 from harness.meter import CLOCK, Meter
-from harness.method import Batch, Method, Rollouts, padded
+from harness.method import B, Batch, Method, Rollouts, padded
 from harness.policy import Policy, Scalar, checksum
 from harness.task import Problem, Task
 from harness.tracker import Tracker
@@ -45,7 +45,7 @@ class Run:
         self.task: Task = plugins.find("tasks", config.task)
         self.other_tasks: list[Task] = [plugins.find("tasks", name) for name in config.evaluation.other_tasks]
         self.root = root
-        _, base = models.resolve(config.model, root)
+        base = models.location(config.model, root)
         self.tokenizer = models.inspect(base)
         self.policy = self._load(root / "runs" / config.start / "model" if config.start else base)
         self.frozen: dict[str, tuple[nn.Module, str]] = {}  # what must not change, and its checksum
@@ -65,8 +65,9 @@ class Run:
         self._shown = {row["step"] for row in files.read_jsonl(folder / "samples.jsonl")}
 
     def _load(self, folder: Path) -> Policy:
-        model, _ = models.load(folder)
-        return Policy(model, torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32).to(self.config.device)
+        model, tokenizer = models.load(folder)
+        dtype = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
+        return Policy(model, dtype, len(tokenizer)).to(self.config.device)
 
     # what a method may ask for
 
@@ -112,13 +113,14 @@ class Run:
 
     def verified(self, sampler: Policy, prompts: int, group: int, name: str) -> Rollouts:
         """The right ones of `group` completions of each of the next problems, as many rounds as it takes to have one."""
-        for _ in range(ROUNDS):
+
+        def right() -> Rollouts:
             y = self.sample(sampler, self.problems(prompts), group, name)
             right_N = torch.nonzero(y.reward_B == 1.0).flatten()
             self.log({f"{name}/right": len(right_N) / len(y)})
-            if len(right_N):
-                return y[right_N]
-        raise TrustError(f"{name}: none of {ROUNDS * prompts * group} completions is right, so there is nothing to learn from")
+            return y[right_N]
+
+        return some(right, f"{name}: none of {prompts * group} completions is right")
 
     def _sample(
         self, sampler: Policy, problems: Sequence[Problem], group: int, name: str
@@ -168,8 +170,7 @@ class Run:
 
     def model(self, name: str) -> Policy:
         """A model that takes part beside the policy, such as a teacher, by its preset or folder; frozen."""
-        folder = models.resolve(name, self.root)[1]
-        model = self._load(folder)
+        model = self._load(models.location(name, self.root))
         self.freeze(name, model)
         return model
 
@@ -247,10 +248,13 @@ class Run:
     def resume(self, optimizer: Optimizer, method: Method[Any]) -> bool:
         """Continue from the checkpoint, if there is one. Raises TrustError if it is damaged."""
         checkpoint = self.folder / "checkpoint"
+        if checkpoint.exists():
+            checks.intact(checkpoint, sha256)
+        state: dict[str, Any] = files.read_json(checkpoint / "state.json") if checkpoint.exists() else {"line": 0}
+        if self.config.budget.seconds is not None:  # steps taken again take another time, and end elsewhere
+            self._forget_after(state["line"])
         if not checkpoint.exists():
             return False
-        checks.intact(checkpoint, sha256)
-        state = files.read_json(checkpoint / "state.json")
         self.policy.load_state_dict(load_file(checkpoint / "policy.safetensors"), strict=False)
         training = torch.load(checkpoint / "training.pt", weights_only=True, map_location=self.policy.device)
         optimizer.load_state_dict(training["optimizer"])
@@ -262,6 +266,14 @@ class Run:
             self.tracker.log(row)
         return True
 
+    def _forget_after(self, line: int) -> None:
+        """Drop what was recorded after a line of metrics.jsonl."""
+        del self._recorded[line:]
+        self._metrics.cut(line)
+        for path in (self.folder / "evals").glob("*.jsonl"):
+            if int(path.name.split("-")[0]) > max((row["step"] for row in self._recorded), default=-1):
+                path.unlink()
+
     def save_model(self) -> None:
         """The trained policy in the layout that `from_pretrained` loads."""
         with files.folder(self.folder / "model") as temporary:
@@ -272,6 +284,14 @@ class Run:
         """Mark the run as finished; its checkpoint has served."""
         files.write(self.folder / "DONE", "")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+
+
+def some(draw: Callable[[], B], nothing: str) -> B:
+    """What the first round of drawing gives that gives anything. Raises TrustError when `ROUNDS` of them give nothing."""
+    for _ in range(ROUNDS):
+        if len(batch := draw()):
+            return batch
+    raise TrustError(f"{nothing}, in each of {ROUNDS} rounds: there is nothing to learn from")
 
 
 @lru_cache(maxsize=2)

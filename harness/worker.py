@@ -14,11 +14,12 @@ import torch
 from harness import files
 from harness.comparison import RunConfig
 from harness.environment import environment
-from harness.errors import INTERRUPTED, RUNS_FAILED, BakeoffError
-from harness.launch import ORPHAN_SECONDS
+from harness.errors import BUSY, INTERRUPTED, RUNS_FAILED, BakeoffError
 from harness.run import Run
 from harness.tracker import NoTracker, WandbTracker
 from harness.train import Interrupted, train
+
+PATIENCE_SECONDS = 2.0  # with another process that has the run, before the worker turns to one that nobody has
 
 
 def main(config: RunConfig, root: Path, comparison: str, mirror: bool) -> NoReturn:
@@ -35,10 +36,12 @@ def main(config: RunConfig, root: Path, comparison: str, mirror: bool) -> NoRetu
         return bool(asked) or (parent is not None and not parent.is_alive())
 
     folder = root / "runs" / config.id
-    with files.lock(folder / "lock", "running", patience=ORPHAN_SECONDS):
-        if (folder / "DONE").exists():
-            raise SystemExit(0)
-        raise SystemExit(execute(config, root, folder, comparison, mirror, stop))
+    try:
+        with files.lock(folder / "lock", "running", patience=PATIENCE_SECONDS):
+            code = 0 if (folder / "DONE").exists() else execute(config, root, folder, comparison, mirror, stop)
+    except BakeoffError:
+        code = BUSY
+    raise SystemExit(code)
 
 
 def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror: bool, stop: Callable[[], bool]) -> int:

@@ -24,12 +24,12 @@ from harness import ops
 from harness.errors import TrustError
 from harness.method import Batch, Count, Metrics, Positive, Rollouts, Share
 from harness.policy import Policy, Scalar
+from harness.run import some
 from harness.train import descend
 
 if TYPE_CHECKING:
     from harness.run import Run
 
-ROUNDS = 8  # of sampling, before a source without a single pair ends the run
 HELD_OUT = 0.2  # of the pairs, for the reward model's accuracy
 FEWEST = 16  # pairs that a reward model is fitted to
 BINS = 5  # of predicted probability, for its calibration
@@ -70,15 +70,14 @@ class Pairs(Batch):
 
 def sample_pairs(run: Run, sampler: Policy, prompts: int, group: int, noise: float) -> Pairs:
     """The pairs of the next sets of completions, at least one. Raises TrustError when the sampler is always right, or wrong."""
-    for _ in range(ROUNDS):
+
+    def pairs() -> Pairs:
         y = run.sample(sampler, run.problems(prompts), group, "preferences")
         pairs = ranked(y, group, noise, run.generator(f"annotator/{run.position}"))
         run.log({"preferences/pairs": len(pairs)})
-        if len(pairs):
-            return pairs
-    raise TrustError(
-        f"0 preference pairs in {ROUNDS * prompts} sets of {group} completions: all of a set are right, or all wrong"
-    )
+        return pairs
+
+    return some(pairs, f"0 preference pairs in {prompts} sets of {group} completions: all of a set are right, or all wrong")
 
 
 def ranked(y: Rollouts, group: int, noise: float, generator: torch.Generator) -> Pairs:

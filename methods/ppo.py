@@ -70,21 +70,26 @@ class PPO(LearnedReward, Method[PPOBatch]):
 
     def setup(self, run: Run) -> None:
         self.reference = run.reference
-        self.critic, self.reward_model = Scalar(run.reference), Scalar(run.reference)
+        self.critic = Scalar(run.reference)
+        if self.source == "learned":
+            self.reward_model = Scalar(run.reference)
 
     def prepare(self, run: Run) -> None:
         if self.source == "learned":
             self.fit(run, self.reward_model)
             self.critic.load_state_dict(self.reward_model.state_dict())
-        run.freeze("reward model", self.reward_model)
+            run.freeze("reward model", self.reward_model)
 
     def state(self) -> dict[str, Any]:
-        return {"critic": self.critic.state_dict(), "reward_model": self.reward_model.state_dict()}
+        return {"critic": self.critic.state_dict()} | (
+            {"reward_model": self.reward_model.state_dict()} if self.source == "learned" else {}
+        )
 
     def restore(self, run: Run, state: dict[str, Any]) -> None:
         self.critic.load_state_dict(state["critic"])
-        self.reward_model.load_state_dict(state["reward_model"])
-        run.freeze("reward model", self.reward_model)
+        if self.source == "learned":
+            self.reward_model.load_state_dict(state["reward_model"])
+            run.freeze("reward model", self.reward_model)
 
     def optimizer(self, policy: Policy) -> Optimizer:
         trained = [(policy, self.lr), (self.critic, self.critic_lr)]

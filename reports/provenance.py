@@ -107,10 +107,7 @@ def environment(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
 
 
 def commands(comparison: Comparison) -> list[str]:
-    """The commands that made these runs: what the comparison says, else what the runs recorded."""
-    asked = comparison.asked.get("command")
-    if isinstance(asked, str):
-        return [asked]
+    """The commands that made these runs."""
     found: set[str] = set()
     for run in comparison.runs:
         argv = run.environment.get("argv")

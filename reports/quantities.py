@@ -29,6 +29,11 @@ class Quantity:
     least: float = -inf  # the axis begins there at the latest, and what is below is drawn at its foot
 
 
+def share(column: str, title: str, caption: str) -> Quantity:
+    """A quantity between 0 and 1, in percent."""
+    return Quantity(column, title, caption, write=lambda x: f"{percent(x)}%", mark=lambda x: percent(x, 0), whole=True)
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two columns of an arm that say something next to each other."""
@@ -68,13 +73,10 @@ AXES = (
     Axis("seconds", "seconds", ("budget/seconds",)),
 )
 QUANTITIES = (
-    Quantity(
+    share(
         "eval/pass@1",
         "Validation pass@1, %",
         "Share of sampled completions that the verifier accepts, on held-out validation problems.",
-        write=lambda share: f"{percent(share)}%",
-        mark=lambda share: percent(share, 0),
-        whole=True,
     ),
     Quantity(
         "reward",
@@ -84,21 +86,18 @@ QUANTITIES = (
     Quantity("eval/kl", "KL to the base", "Mean per-token KL(π‖base) on completions sampled for validation problems."),
     Quantity("eval/mean_length", "Completion length", "Mean length of validation completions, in tokens."),
     Quantity("entropy", "Entropy", "Mean entropy of the next token in the rollouts a step trains on, in nats."),
-    Quantity(
+    share(
         "rewards/accuracies",
         "Preference accuracy, %",
         "Share of a batch of pairs in which the policy's implicit reward ranks the chosen completion above the rejected one.",
-        write=lambda share: f"{percent(share)}%",
-        mark=lambda share: percent(share, 0),
-        whole=True,
     ),
-    Quantity(
-        "explained_variance",
-        "Explained variance, %",
-        "Share of the variance of the returns that the critic foresaw; what is below −100% is drawn there.",
-        write=lambda share: f"{percent(share)}%",
-        mark=lambda share: tick(100 * share),
-        whole=True,
+    replace(
+        share(
+            "explained_variance",
+            "Explained variance, %",
+            "Share of the variance of the returns that the critic foresaw; what is below −100% is drawn there.",
+        ),
+        mark=lambda x: tick(100 * x),
         least=-1.0,
     ),
 )

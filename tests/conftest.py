@@ -80,15 +80,28 @@ def pretrained(tmp_path_factory):
 
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("pretrained")
-    _, folder = models.resolve("smoke", root)
+    folder = models.location("smoke", root)
     pretrain(models.presets()["smoke"], folder, lambda *_: None)
-    pretrain(models.presets()["smoke-teacher"], models.resolve("smoke-teacher", root)[1], lambda *_: None, folder)
+    pretrain(models.presets()["smoke-teacher"], models.location("smoke-teacher", root), lambda *_: None, folder)
     return root
 
 
 def new_root(pretrained, folder):
     shutil.copytree(pretrained / "bases", folder / "bases")
     return folder
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """A policy of seven tokens with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from harness.policy import Policy
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 7, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return Policy(LlamaForCausalLM(LlamaConfig(**sizes, pad_token_id=0, bos_token_id=None, eos_token_id=1)))
 
 
 @pytest.fixture

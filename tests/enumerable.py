@@ -40,6 +40,10 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def row(values: list[float]) -> Tensor:
+    return torch.tensor([values], dtype=torch.float64)
+
+
 class Tabular(Policy):
     """π(token | all before it) from a table: any distribution of completions."""
 

@@ -74,6 +74,7 @@ CARDS = {
 DRIFT = {"sft": 2.4, "distill": 1.8, "ppo": 0.6}  # KL to the base for each point gained
 TRAINED_BY_REWARD = ("ppo", "grpo")
 HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(2)>\u202egnp.exe\x1b[31m\x00\u2028\ud800" + "x" * 9000
+TROUBLE = {("dpo", 1): "failed", ("ppo", 2): "missing", ("sft", 2): "unfinished"}
 BASE = 0.23
 
 

@@ -246,3 +246,17 @@ def test_a_draw_is_the_quantile_and_never_a_token_of_probability_zero(u, token):
 
 def test_without_a_random_number_the_mode_is_picked():
     assert pick(torch.tensor([[0.1, 3.0, 2.0], [5.0, 1.0, 1.0]]), None)[0].tolist() == [1, 0]
+
+
+def test_columns_beyond_the_vocabulary_belong_to_no_token(policy, eos, together):
+    """A model whose logits are wider than its tokenizer, all of its weight there, samples as one that ends there."""
+    wide = AutoModelForCausalLM.from_config(policy.model.config)
+    wide.load_state_dict(policy.model.state_dict())
+    wide.resize_token_embeddings(128, mean_resizing=False)
+    wide.get_output_embeddings().weight.data[len(TOKENIZER) :] = 9.0
+    cropped = Policy(wide, vocabulary=len(TOKENIZER)).frozen()
+    assert agree(sampled(cropped, eos), together)
+    batch = padded(prompts_of(together), together.tokens, PAD)
+    assert cropped.logits(batch.tokens_BT).shape == policy.logits(batch.tokens_BT).shape
+    assert torch.allclose(cropped.logp(batch.tokens_BT), policy.logp(batch.tokens_BT), atol=1e-5)
+    assert max(t for row in sampled(Policy(wide).frozen(), eos).tokens for t in row) >= len(TOKENIZER)

@@ -101,7 +101,7 @@ def test_a_fingerprint_changes_with_a_problem_in_either_split():
 
 def test_every_preset_has_a_home_below_the_root(tmp_path):
     for name in models.presets():
-        base, folder = models.resolve(name, tmp_path)
+        base, folder = models.identity(name, tmp_path), models.location(name, tmp_path)
         assert base.startswith(f"{name}-")
         assert folder == tmp_path / "bases" / base
         assert not folder.exists()
@@ -146,17 +146,17 @@ def test_a_folder_with_other_weights_or_another_tokenizer_is_another_base(tmp_pa
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     save()
-    first = models.resolve(str(folder), tmp_path)[0]
+    first = models.identity(str(folder), tmp_path)
     copy = tmp_path / "copy" / "llama"
     shutil.copytree(folder, copy)
-    assert models.resolve(str(copy), tmp_path)[0] == first
+    assert models.identity(str(copy), tmp_path) == first
     next(iter(weights.values()))[0] += 1
     save()
     models.load(folder)
-    assert models.resolve(str(folder), tmp_path)[0] != first
+    assert models.identity(str(folder), tmp_path) != first
     settings = files.read_json(copy / "tokenizer_config.json")
     files.write_json(copy / "tokenizer_config.json", settings | {"model_max_length": 77})
-    assert models.resolve(str(copy), tmp_path)[0] != first
+    assert models.identity(str(copy), tmp_path) != first
 
 
 @pytest.mark.parametrize(

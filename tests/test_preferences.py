@@ -121,7 +121,7 @@ def test_joined_pairs_are_as_wide_as_the_widest_and_what_is_added_is_masked():
 def test_a_sampler_that_is_always_right_or_always_wrong_ends_the_run(reward):
     run = Enumeration(Tabular(0), torch.full((N,), reward))
     with pytest.raises(
-        TrustError, match=f"0 preference pairs in 16 sets of {N} completions: all of a set are right, or all wrong"
+        TrustError, match=f"0 preference pairs in 2 sets of {N} completions: all of a set are right, or all wrong"
     ):
         sample_pairs(run, run.reference, 2, N, 0.0)
     assert len(run.asked) == 8

@@ -379,3 +379,23 @@ def test_an_interrupt_saves_says_so_and_exits_130(ordeal):
     assert "Traceback" not in ordeal["asked said"]
     assert ordeal["asked safe"] == [True, True]
     assert not list((ordeal["rough"] / "runs").glob("*/FAILED"))
+
+
+@pytest.mark.parametrize("moment", [0, 5])
+def test_a_run_bounded_by_seconds_goes_on_from_its_checkpoint_though_no_clock_repeats(pretrained, tmp_path, monkeypatch, moment):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 3)
+    root = new_root(pretrained, tmp_path)
+    config = config_of(root, budget=Budget(seconds=2.0), **SFT)
+    with monkeypatch.context() as m:
+        m.setattr(Meter, "train", dying_at(moment, Meter.train))
+        with pytest.raises(Killed):
+            begin(config, root, root / "run")
+    left = files.read_jsonl(root / "run" / "metrics.jsonl")
+    saved = files.read_json(root / "run" / "checkpoint" / "state.json")["line"]
+    begin(config, root, root / "run")
+    rows = files.read_jsonl(root / "run" / "metrics.jsonl")
+    assert rows[:saved] == left[:saved]
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    assert rows[-1]["budget/seconds"] >= 2.0
+    evaluated = {row["step"] for row in rows if "eval/pass@1" in row}
+    assert {int(p.name.split("-")[0]) for p in (root / "run" / "evals").glob("*-validation.jsonl")} == evaluated

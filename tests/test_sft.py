@@ -173,7 +173,7 @@ def test_a_source_that_is_partly_right_or_not_at_all_ends_the_run():
     run = Enumeration(Tabular(0), torch.full((N,), 0.9))
     method = SFT(source="policy", prompts=2, group=N)
     method.setup(run)
-    with pytest.raises(TrustError, match=f"policy: none of {16 * N} completions is right"):
+    with pytest.raises(TrustError, match=f"policy: none of {2 * N} completions is right, in each of 8 rounds"):
         method.batch(run)
 
 
