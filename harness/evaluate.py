@@ -89,9 +89,10 @@ def picked(run: Run, prompts: list[list[int]], y: Samples, group: int, tries: in
 def divergence(run: Run, prompts: list[list[int]], tokens: list[list[int]], logp: list[list[float]]) -> dict[str, float]:
     """KL to the base and entropy at the tokens of one completion a prompt; sampler and trainer must agree on them."""
     kl, entropy = 0.0, 0.0
-    rows = min(128, run.config.micro_batch)
-    for i in range(0, len(prompts), rows):
-        batch = run.pad(prompts[i : i + rows], tokens[i : i + rows])
+    rows = run.config.micro_batch
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(tokens[i]))
+    for part in (order[i : i + rows] for i in range(0, len(order), rows)):
+        batch = run.pad([prompts[i] for i in part], [tokens[i] for i in part])
         with torch.no_grad():
             logits_BTV, base_BTV = run.policy.logits(batch.tokens_BT), run.base.logits(batch.tokens_BT)
         weight = len(batch) / len(prompts)
@@ -99,7 +100,7 @@ def divergence(run: Run, prompts: list[list[int]], tokens: list[list[int]], logp
         entropy += weight * float(ops.mean(ops.entropy(logits_BTV), batch.mask_BT))
         logp_BT = logits_BTV.log_softmax(-1).gather(-1, batch.tokens_BT[..., None]).squeeze(-1)
         sampled_BT = torch.zeros_like(logp_BT)
-        sampled_BT[batch.mask_BT.bool()] = torch.tensor([x for row in logp[i : i + rows] for x in row], device=logp_BT.device)
+        sampled_BT[batch.mask_BT.bool()] = torch.tensor([x for i in part for x in logp[i]], device=logp_BT.device)
         checks.agreement(run, logp_BT, sampled_BT, batch.mask_BT, "evaluation does not see the policy that is trained", 100)
     return {"kl": kl, "entropy": entropy}
 

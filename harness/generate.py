@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from harness.engines import engine
 from harness.policy import Policy
 
 ROWS = 512  # completions decoded at once
@@ -71,54 +71,32 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """[B, limit] tokens and their log-probabilities; what follows EOS is EOS, with log-probability 0.
 
-    Prompts are read once a group, padded on the left; finished rows leave the batch when half of it has finished.
+    Prompts are read once a group, padded on the left; finished rows leave the batch when a quarter of it has finished.
     """
     device, width = policy.device, max(map(len, prompts))
     rows_PT = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
     seen_PT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    cache = DynamicCache(config=policy.model.config)
-    training = policy.training
-    policy.eval()
-    with policy.autocast():
-        logits_PV = policy.model(
-            input_ids=rows_PT,
-            attention_mask=seen_PT,
-            position_ids=(seen_PT.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1, : policy.vocabulary]
-    cache.batch_repeat_interleave(group)
-    logits_BV = logits_PV.repeat_interleave(group, 0)
-    seen_BT = seen_PT.repeat_interleave(group, 0)
-    position_B = seen_BT.sum(-1)
-
-    tokens_BN = torch.full((len(seen_BT), limit), eos, device=device)
-    logp_BN = torch.zeros(len(seen_BT), limit, device=device)
-    alive_B = torch.arange(len(seen_BT), device=device)  # rows of the result that the batch still holds
-    for n in range(limit):
-        token_B, logp_B = pick(logits_BV.float(), None if u_BN is None else u_BN[alive_B, n])
-        tokens_BN[alive_B, n], logp_BN[alive_B, n] = token_B, logp_B
-        done_B = (tokens_BN[alive_B, : n + 1] == eos).any(-1)
-        if n + 1 == limit or bool(done_B.all()):
-            break
-        if int(done_B.sum()) * 2 >= len(done_B):
-            keep = torch.nonzero(~done_B).flatten()
-            cache.batch_select_indices(keep)
-            alive_B, seen_BT, position_B, token_B = alive_B[keep], seen_BT[keep], position_B[keep], token_B[keep]
-        seen_BT = torch.cat([seen_BT, torch.ones_like(seen_BT[:, :1])], 1)
-        with policy.autocast():
-            logits_BV = policy.model(
-                input_ids=token_B[:, None],
-                attention_mask=seen_BT,
-                position_ids=position_B[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1, : policy.vocabulary]
-        position_B = position_B + 1
-    after_BN = (tokens_BN == eos).cumsum(-1) - (tokens_BN == eos).long() > 0
-    policy.train(training)
-    return tokens_BN.masked_fill(after_BN, eos), logp_BN.masked_fill(after_BN, 0.0)
+    tokens_BN = torch.full((len(prompts) * group, limit), eos, device=device)
+    logp_BN = torch.zeros(tokens_BN.shape, device=device)
+    alive_B = torch.arange(len(tokens_BN), device=device)  # rows of the result that the engine still holds
+    done_B = torch.zeros(len(tokens_BN), dtype=torch.bool, device=device)
+    with policy.sampling(), policy.autocast():
+        reader = engine(policy)
+        logits_BV = reader.read(rows_PT, seen_PT, group, limit)
+        for n in range(limit):
+            token_B, logp_B = pick(logits_BV.float(), None if u_BN is None else u_BN[alive_B, n])
+            tokens_BN[alive_B, n] = token_B.masked_fill(done_B, eos)
+            logp_BN[alive_B, n] = logp_B.masked_fill(done_B, 0.0)
+            done_B = done_B | (token_B == eos)
+            finished = int(done_B.sum())
+            if n + 1 == limit or finished == len(done_B):
+                break
+            if finished * 4 >= len(done_B):
+                rows = torch.nonzero(~done_B).flatten()
+                reader.keep(rows)
+                alive_B, token_B, done_B = alive_B[rows], token_B[rows], done_B[rows]
+            logits_BV = reader.append(token_B)
+    return tokens_BN, logp_BN
 
 
 def pick(logits_BV: Tensor, u_B: Tensor | None) -> tuple[Tensor, Tensor]:

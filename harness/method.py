@@ -28,7 +28,10 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass
 class Batch:
-    """Sequences to learn from: every field is a tensor whose first axis is B, the sequence; `_BT` adds T, the token."""
+    """Sequences to learn from: every field is a tensor whose first axis is B, the sequence; `_BT` adds T, the token.
+
+    A field `x_mask_BT` says how far the sequences of all fields `x_…_BT` reach; `mask_BT` says it for the rest.
+    """
 
     tokens_BT: Tensor  # token ids, prompt and completion, padded on the right
     mask_BT: Tensor  # 1 on the completion tokens the loss applies to, EOS included
@@ -42,9 +45,28 @@ class Batch:
     def __len__(self) -> int:
         return len(self.tokens_BT)
 
+    def lengths(self) -> dict[str, Tensor]:
+        """[B] tokens of each sequence, prompt and completion, pad not: up to the last of each mask, by the prefix of its name."""
+        masks = [f.name for f in fields(self) if f.name.endswith("mask_BT")]
+        return {name.removesuffix("mask_BT"): ops.last_token(getattr(self, name)).squeeze(1) + 1 for name in masks}
+
     def size(self) -> int:
-        """Tokens of the sequences, prompt and completion, pad not: up to the last that the mask holds."""
-        return int((ops.last_token(self.mask_BT) + 1).sum())
+        """Tokens of all sequences."""
+        return sum(int(length_B.sum()) for length_B in self.lengths().values())
+
+    def parts(self, rows: int) -> Sequence[Tensor]:
+        """Indices of so many rows at a time, of like length, so that little is padded."""
+        return torch.stack(list(self.lengths().values())).sum(0).argsort(stable=True).split(rows)
+
+    def trimmed(self) -> Self:
+        """Without the columns in which no sequence has a token."""
+        widths = {prefix: int(length_B.max()) for prefix, length_B in self.lengths().items()}
+        cut = {
+            f.name: getattr(self, f.name)[:, : widths[max((p for p in widths if f.name.startswith(p)), key=len)]]
+            for f in fields(self)
+            if f.name.endswith("_BT")
+        }
+        return replace(self, **cut)
 
     def __getitem__(self, rows: Tensor) -> Self:
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from importlib.metadata import entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from harness.errors import BakeoffError, meant
@@ -13,10 +14,15 @@ Kind = Literal["methods", "tasks"]
 EXPORT = {"methods": "METHOD", "tasks": "TASK"}
 
 
+@lru_cache
+def installed(kind: Kind) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=f"bakeoff.{kind}")}
+
+
 def names(kind: Kind) -> list[str]:
     package = importlib.import_module(kind)
     ours = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
-    return sorted(ours + [e.name for e in entry_points(group=f"bakeoff.{kind}")])
+    return sorted({*ours, *installed(kind)})
 
 
 def check(kind: Kind, name: str) -> None:
@@ -33,7 +39,7 @@ def find(kind: Kind, name: str) -> Any:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
             raise BakeoffError(f"no {kind[:-1]} at {name!r}: {error}") from error
-    for entry in entry_points(group=f"bakeoff.{kind}", name=name):
+    if entry := installed(kind).get(name):
         return entry.load()
     check(kind, name)
     return getattr(importlib.import_module(f"{kind}.{name}"), EXPORT[kind])

@@ -157,11 +157,16 @@ class Run:
         return self.pad([self.prompt_ids(p) for p in problems], solutions)
 
     def score(self, model: Policy | Scalar, batch: Batch, what: Literal["logp", "before", "after"] = "logp") -> Tensor:
-        """[B, T] what another model says of the batch's tokens, by its method of that name; without gradient, metered."""
+        """[B, T] what another model says of the batch's tokens, by its method of that name; 0 at pad. No gradient; metered."""
         read: Callable[[Tensor], Tensor] = getattr(model, what)
         self.meter.score(batch.size(), model.flops_per_token())
+        sequences = Batch(batch.tokens_BT, batch.mask_BT)
         with torch.no_grad():
-            return torch.cat([read(part) for part in batch.tokens_BT.split(self.config.micro_batch)])
+            parts = [(rows, read(sequences[rows].trimmed().tokens_BT)) for rows in sequences.parts(self.config.micro_batch)]
+        read_BT = parts[0][1].new_zeros(batch.tokens_BT.shape)
+        for rows, x_BT in parts:
+            read_BT[rows, : x_BT.shape[1]] = x_BT
+        return read_BT
 
     def freeze(self, name: str, model: nn.Module) -> None:
         """Never to be trained again; checked at the end of the run."""

@@ -73,8 +73,8 @@ def descend(run: Run, optimizer: Optimizer, batch: B, loss: Loss[B], flops_per_t
     A loss is a mean over sequences, so taking it part by part is exact. What the optimiser holds in one group is clipped as one.
     """
     columns = defaultdict[str, float](float)
-    for rows in torch.arange(len(batch)).split(run.config.micro_batch):
-        part, weight = batch[rows], len(rows) / len(batch)
+    for rows in batch.parts(run.config.micro_batch):
+        part, weight = batch[rows].trimmed(), len(rows) / len(batch)
         value, metrics = loss(part)  # 2. take the gradient of a loss
         (value * weight).backward()
         run.meter.train(part.size(), flops_per_token)

@@ -58,9 +58,6 @@ class Pairs(Batch):
     rejected_BT: Tensor
     rejected_mask_BT: Tensor
 
-    def size(self) -> int:
-        return self.chosen().size() + self.rejected().size()
-
     def chosen(self) -> Batch:
         return Batch(self.tokens_BT, self.mask_BT)
 

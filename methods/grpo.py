@@ -48,8 +48,8 @@ EPSILON_0 = 1e-6  # ε₀
 
 @dataclass
 class GRPOBatch(Batch):
-    logp_old_BT: Tensor  # log π_old
-    logp_ref_BT: Tensor  # log π_ref; 0 where β = 0
+    logp_old_BT: Tensor  # log π_old; 0 outside the completion
+    logp_ref_BT: Tensor  # log π_ref; 0 outside the completion, and where β = 0
     advantage_B: Tensor  # Â
     weight_B: Tensor  # what a completion counts for, against the mean over its tokens
 
@@ -81,13 +81,13 @@ class GRPO(Method[GRPOBatch]):
             tokens_BT=y.tokens_BT,
             mask_BT=y.mask_BT,
             logp_old_BT=y.logp_BT,
-            logp_ref_BT=run.score(run.reference, y) if self.beta else torch.zeros_like(y.logp_BT),
+            logp_ref_BT=run.score(run.reference, y) * y.mask_BT if self.beta else torch.zeros_like(y.logp_BT),
             advantage_B=advantages(r_PG, self.scale).flatten(),
             weight_B=weights(y.mask_BT.sum(-1), self.aggregation, run.task.max_new_tokens),
         )
 
     def loss(self, policy: Policy, batch: GRPOBatch) -> tuple[Tensor, Metrics]:
-        logp_BT = policy.logp(batch.tokens_BT)
+        logp_BT = policy.logp(batch.tokens_BT) * batch.mask_BT
         ratio_BT = (logp_BT - batch.logp_old_BT).exp()  # ρ
         objective_BT, clipped_BT = surrogate(ratio_BT, batch.advantage_B[:, None], self.clip, self.clip_high)
         if self.surrogate == "plain":

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import floor, isfinite, log10, nan, sqrt
 
 import numpy as np
-import pandas as pd
 
 from reports.leaderboard import is_base
 from reports.load import Run
@@ -92,10 +91,11 @@ def series(label: str, runs: Sequence[Run], column: str, axis: Axis) -> Series |
     for run in runs:
         if column not in run.metrics or not set(axis.columns) <= set(run.metrics):
             continue
-        x = run.metrics[list(axis.columns)].sum(axis=1, min_count=len(axis.columns))
-        frame = pd.DataFrame({"x": x, "y": run.metrics[column]}).replace([np.inf, -np.inf], np.nan).dropna()
-        if len(frame) > 1:
-            curves.append(_thin(frame["x"].to_numpy(float), frame["y"].to_numpy(float)))
+        x = np.sum([run.metrics[name].to_numpy(float) for name in axis.columns], axis=0)
+        y = run.metrics[column].to_numpy(float)
+        drawn = np.isfinite(x) & np.isfinite(y)
+        if drawn.sum() > 1:
+            curves.append(_thin(x[drawn], y[drawn]))
     if not curves:
         return None
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,14 +136,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_metrics(path: Path) -> pd.DataFrame:
     """One row a step: what a resumed run logged twice counts once, and its last word holds."""
-    rows = read_jsonl(path) if path.exists() else []
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row.get("step"), int):
+    steps: dict[int, dict[str, float]] = {}
+    for number, row in enumerate(read_jsonl(path) if path.exists() else [], start=1):
+        step = row.get("step")
+        if not isinstance(step, int):
             raise ReportError(path, f"record {number} has no whole number under `step`")
-    if not rows:
-        return pd.DataFrame()
-    frame = pd.DataFrame(rows).apply(pd.to_numeric, errors="coerce")
-    return pd.DataFrame(frame.groupby("step", as_index=False).last())
+        said = {key: value for key, value in row.items() if isinstance(value, int | float) and not isnan(value)}
+        steps.setdefault(step, {}).update(said)
+    return pd.DataFrame([steps[step] for step in sorted(steps)])
 
 
 def _stages(root: Path, config: Record) -> tuple[str, ...]:

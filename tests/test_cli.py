@@ -169,6 +169,7 @@ def test_names_of_nothing_are_refused_with_the_nearest_there_is(cli, tmp_path):
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_the_installed_command_refuses_like_this_process_does(tmp_path):
     end = bakeoff("run", SMOKE, "budget.flop=1", cwd=tmp_path)
     assert end.returncode == USAGE

@@ -274,7 +274,8 @@ def test_a_batch_has_the_groups_advantages_and_asks_the_reference_only_if_there_
         assert close(batch.advantage_B, advantages(reward_B.expand(2, N), "std").flatten())
         assert close(batch.weight_B, lengths().repeat(2) / LONGEST, 1e-6)
         assert close(batch.logp_old_BT, policy.logp(batch.tokens_BT) * batch.mask_BT)
-        expected = run.reference.logp(batch.tokens_BT) if beta else torch.zeros_like(batch.logp_old_BT)
+        logp_ref_BT = run.reference.logp(batch.tokens_BT) * batch.mask_BT
+        expected = logp_ref_BT if beta else torch.zeros_like(batch.logp_old_BT)
         assert close(batch.logp_ref_BT, expected)
         assert run.meter.scored_tokens == 2 + (batch.size() if beta else 0)
 

@@ -77,6 +77,7 @@ def test_a_boolean_is_not_the_integer_that_it_equals():
     assert TASK.verify(p, "x == x").reward == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     [

@@ -42,6 +42,7 @@ def test_the_mirror_holds_the_rows_of_metrics_and_the_runs_configuration(smoke):
         assert len(shown) == (arm != "sft-s0")
 
 
+@pytest.mark.slow
 def test_a_mirror_that_does_not_start_warns_and_the_run_ends_with_the_same_numbers(root, monkeypatch):
     config = config_of(root, steps=2, **SFT)
     folder = root / "runs" / config.id
@@ -62,6 +63,7 @@ def test_a_mirror_without_wandb_installed_warns_and_goes_on(root, monkeypatch):
     tracker.finish(True)
 
 
+@pytest.mark.slow
 def test_a_mirror_that_breaks_on_the_way_warns_once_and_is_left_alone(root):
     import wandb
 

@@ -35,6 +35,7 @@ def test_a_killed_zygote_is_replaced() -> None:
     assert zygote() != first
 
 
+@pytest.mark.slow
 def test_a_zygote_killed_while_a_program_runs_takes_it_along() -> None:
     first, seen = zygote(), list[int]()
 
@@ -60,6 +61,7 @@ def test_a_sandbox_that_cannot_start_is_an_error_and_no_verdict(monkeypatch: pyt
         sandbox.level()
 
 
+@pytest.mark.slow
 def test_a_zygote_that_answers_garbage_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sandbox.close()
     fake = tmp_path / "fake.py"
@@ -77,6 +79,7 @@ def test_a_zygote_whose_protection_does_not_hold_is_refused(monkeypatch: pytest.
         call("x", [(1,)])
 
 
+@pytest.mark.slow
 @confined
 @pytest.mark.parametrize(
     ("lacking", "level"),
