@@ -1,7 +1,7 @@
 """How much of what this machine can multiply a GRPO step makes use of.
 
-The machine's peak is measured: the most FLOP/s of a float32 product of 256 × 128 by 128 × 384, the largest inside the
-model, and of two 1024 × 1024. The step's FLOPs are counted: 2N for every token that passes forward, 6N for every token
+The machine's peak is measured: the most FLOP/s of a float32 product of 256 × 128 by 128 × 384, the size of those inside
+the model, and of two 1024 × 1024. The step's FLOPs are counted: 2N for every token that passes forward, 6N for every token
 that is trained on, N the weights a token meets; only real tokens, each prompt read once a group while sampling, nothing
 for attention, the optimiser or what is recomputed. A step is 32 prompts of the arithmetic task, 8 completions each of at
 most 48 tokens, the reference's log-probabilities, one gradient step. Peak and step are measured in turns.

@@ -91,12 +91,12 @@ def main() -> None:
     def judged(judge: Callable[[Problem, str], Verdict], n: int) -> side.Figures:
         nonlocal first
         asked = list(completions(first, n))
-        first += n
+        first += len(asked)
         programs.execute.cache_clear()
         begun = time.perf_counter()
         right = sum(judge(problem, text).correct for problem, text in asked)
         elapsed = time.perf_counter() - begun
-        return {"programs_per_second": n / elapsed, "right": right / n}
+        return {"programs_per_second": len(asked) / elapsed, "right": right / len(asked)}
 
     sides = {
         "ours": lambda: judged(programs.verify, options.programs),

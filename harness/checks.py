@@ -37,12 +37,13 @@ def first_batch(run: Run, batch: Batch) -> None:
     if logp_old_BT is not None:
         with torch.no_grad():
             parts = [run.policy.logp(rows) for rows in batch.tokens_BT.split(run.config.micro_batch)]
-        agreement(run, torch.cat(parts), logp_old_BT, batch.mask_BT, "the first importance ratio is not 1", 1000)
+        inside_BT = batch.mask_BT.bool()
+        agreement(run, torch.cat(parts)[inside_BT], logp_old_BT[inside_BT], "the first importance ratio is not 1", 1000)
 
 
-def agreement(run: Run, logp_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, what: str, one_in: int) -> None:
+def agreement(run: Run, logp_N: Tensor, sampled_N: Tensor, what: str, one_in: int) -> None:
     """Sampler and trainer give a token the same probability, up to rounding, whose long tail is one token `one_in` so many."""
-    off_N = (logp_BT - sampled_BT).abs()[mask_BT.bool()]
+    off_N = (logp_N - sampled_N).abs()
     bound = LOG_RATIO[run.config.dtype]
     typical = float(off_N.topk(len(off_N) // one_in + 1).values[-1])
     for worst, allowed in ((float(off_N.max()), 100 * bound), (typical, bound)):

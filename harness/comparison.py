@@ -66,7 +66,7 @@ class RunConfig:
     threads: int = 1
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    micro_batch: int = 64
+    micro_batch: int = 32
 
     @property
     def id(self) -> str:
@@ -98,7 +98,7 @@ class Comparison:
     threads: Positive = 1  # of each run; part of its identity, because it changes the last bits
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast over float32 weights
-    micro_batch: Positive = 64  # sequences that pass through the model at once, those of like length together
+    micro_batch: Positive = 32  # sequences that pass through the model at once, those of like length together
 
     def runs(self, root: Path) -> list[RunConfig]:
         """The run matrix; every arm comes after the one that it starts from."""

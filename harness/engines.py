@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from harness.policy import Policy
@@ -87,13 +87,15 @@ class Native:
             and c.hidden_act == "silu"
             and not (c.attention_bias or c.use_qk_norm)
             and c.rope_parameters["partial_rotary_factor"] == 1
+            and c.rope_parameters["rope_type"] == "default"
+            and all(type(module) is nn.Linear for name, module in policy.named_modules() if name.endswith("_proj"))
         )
 
     def __init__(self, policy: Policy):
         self.policy, self.model = policy, policy.model.model
         self.config = policy.model.config
         self.heads, self.kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
-        self.layers = [self._fused(layer) for layer in self.model.layers]
+        self.layers = [self._fused(layer) for layer in self.model.layers[: self.config.num_hidden_layers]]
         self.head_DV = policy.model.get_output_embeddings().weight.t()[:, : policy.vocabulary]
 
     def read(self, prompts_PT: Tensor, seen_PT: Tensor, group: int, limit: int) -> Tensor:

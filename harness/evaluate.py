@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from harness import checks, ops
 from harness.generate import Samples, generate
+from harness.policy import taken
 from harness.task import Problem, Split, Task
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ def picked(run: Run, prompts: list[list[int]], y: Samples, group: int, tries: in
 def divergence(run: Run, prompts: list[list[int]], tokens: list[list[int]], logp: list[list[float]]) -> dict[str, float]:
     """KL to the base and entropy at the tokens of one completion a prompt; sampler and trainer must agree on them."""
     kl, entropy = 0.0, 0.0
+    trained, sampled = list[Tensor](), list[Tensor]()  # log-probabilities of the completions' tokens
     rows = run.config.micro_batch
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(tokens[i]))
     for part in (order[i : i + rows] for i in range(0, len(order), rows)):
@@ -98,10 +101,9 @@ def divergence(run: Run, prompts: list[list[int]], tokens: list[list[int]], logp
         weight = len(batch) / len(prompts)
         kl += weight * float(ops.mean(ops.exact_kl(logits_BTV, base_BTV), batch.mask_BT))
         entropy += weight * float(ops.mean(ops.entropy(logits_BTV), batch.mask_BT))
-        logp_BT = logits_BTV.log_softmax(-1).gather(-1, batch.tokens_BT[..., None]).squeeze(-1)
-        sampled_BT = torch.zeros_like(logp_BT)
-        sampled_BT[batch.mask_BT.bool()] = torch.tensor([x for i in part for x in logp[i]], device=logp_BT.device)
-        checks.agreement(run, logp_BT, sampled_BT, batch.mask_BT, "evaluation does not see the policy that is trained", 100)
+        trained.append(taken(logits_BTV, batch.tokens_BT)[batch.mask_BT.bool()].cpu())
+        sampled.append(torch.tensor([x for i in part for x in logp[i]]))
+    checks.agreement(run, torch.cat(trained), torch.cat(sampled), "evaluation does not see the policy that is trained", 100)
     return {"kl": kl, "entropy": entropy}
 
 

@@ -63,7 +63,7 @@ def tail_jsonl(path: Path) -> dict[str, Any] | None:
 
 
 class Journal:
-    """An append-only file of JSON lines, one write a record. A torn tail from a kill is cut off on opening."""
+    """A file of JSON lines that grows, one write a record. A torn tail from a kill is cut off on opening."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -79,7 +79,7 @@ class Journal:
 
     def cut(self, n: int) -> None:
         """Keep the first n records."""
-        kept = self.path.read_bytes().split(b"\n")[:n]
+        kept = self.path.read_bytes().split(b"\n")[:-1][:n]
         os.truncate(self.path, sum(len(line) + 1 for line in kept))
 
     def close(self) -> None:
@@ -113,6 +113,11 @@ def exchange(a: Path, b: Path) -> bool:
     return renameat2 is not None and renameat2(here, os.fsencode(a), here, os.fsencode(b), swap) == 0
 
 
+def owner(path: Path) -> str:
+    """The process that holds a lock, or held it last."""
+    return path.read_text().strip()
+
+
 @contextmanager
 def lock(path: Path, doing: str, patience: float = 0.0) -> Generator[None]:
     """Hold `path` alone. A dead owner's lock is free; a living one's is waited for `patience` seconds, then refused."""
@@ -125,10 +130,8 @@ def lock(path: Path, doing: str, patience: float = 0.0) -> Generator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    f.seek(0)
-                    owner = f.read().strip()
                     raise BakeoffError(
-                        f"{path.parent}: process {owner} is already {doing} here; wait for it or stop it"
+                        f"{path.parent}: process {owner(path)} is already {doing} here; wait for it or stop it"
                     ) from None
                 time.sleep(0.2)
         f.seek(0)

@@ -7,8 +7,8 @@ import multiprocessing
 import shutil
 import signal
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,9 +19,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from harness import files, models
 from harness.comparison import Comparison, RunConfig
-from harness.errors import BUSY, BakeoffError
+from harness.errors import BUSY, RUNS_FAILED, BakeoffError
 
 POLL_SECONDS = 0.25
+PRETRAINING_SECONDS = 3600.0  # how long another process may take to pretrain a base that both want
 ORPHAN_SECONDS = 60.0  # how long a worker may take to notice that it was orphaned, and to save
 
 
@@ -104,7 +105,9 @@ def ensure_base(model: str, root: Path, show: Display) -> Path:
         return folder
     recipe = models.presets()[model]
     start = ensure_base(recipe.start, root, show) if recipe.start else None
-    with files.lock(folder.with_suffix(".lock"), "pretraining"):
+    with files.lock(folder.with_suffix(".lock"), "pretraining", patience=PRETRAINING_SECONDS):
+        if folder.exists():
+            return folder
         from harness.pretrain import pretrain
 
         update = show.add(f"pretraining {folder.name}", recipe.steps)
@@ -120,18 +123,14 @@ def launch(
     runs = comparison.runs(root)
     folder = root / "comparisons" / comparison.name
     with files.lock(folder / "lock", "running this comparison"), display() as show:
+        if fresh:
+            forget([root / "runs" / run.id for run in runs])
         files.write(folder / "comparison.toml", f"{source.rstrip()}\n\n# asked by: {json.dumps(command)}\n")
         files.write(folder / "runs.txt", "".join(f"{run.id}\n" for run in runs))
-        if fresh:
-            for run in runs:  # refused before anything is lost
-                with files.lock(root / "runs" / run.id / "lock", "running", patience=ORPHAN_SECONDS):
-                    pass
-            for run in runs:
-                forget(root / "runs" / run.id)
         for run in runs:
             files.write_json(root / "runs" / run.id / "config.json", asdict(run))
-        missing = [run for run in runs if not is_done(root, run)]
         outcome = Outcome(done=[run.id for run in runs if is_done(root, run)])
+        missing = [run for run in runs if run.id not in outcome.done]
         show.say(f"{comparison.name}: {len(outcome.done)} done, {len(missing)} to go")
         for model in dict.fromkeys(
             name for run in missing for name in (run.model, *(run.options[field] for field in run.others))
@@ -141,10 +140,12 @@ def launch(
     return runs, outcome
 
 
-def forget(folder: Path) -> None:
-    """Empty a run's folder, once nobody is at work in it."""
-    with files.lock(folder / "lock", "running"):
-        for path in folder.iterdir():
+def forget(folders: Sequence[Path]) -> None:
+    """Empty the folders of runs, once nobody is at work in any of them. Raises BakeoffError, nothing lost, if somebody stays."""
+    with ExitStack() as held:
+        for folder in folders:
+            held.enter_context(files.lock(folder / "lock", "running", patience=ORPHAN_SECONDS))
+        for path in (path for folder in folders for path in folder.iterdir()):
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != "lock":
@@ -199,7 +200,8 @@ def work(missing: list[RunConfig], root: Path, name: str, workers: int, mirror: 
                     waiting.append(run)
                     if run_id not in held:
                         held.add(run_id)
-                        show.say(f"{run_id}: another process is at it; waiting for that one")
+                        owner = files.owner(root / "runs" / run_id / "lock")
+                        show.say(f"{run_id}: process {owner} is at it; waiting for that one")
                     continue
                 settle(run, process.exitcode, root, outcome, show, f"[{total - len(waiting) - len(active)}/{total}]")
     finally:
@@ -212,7 +214,7 @@ def ready(waiting: list[RunConfig], root: Path, outcome: Outcome, show: Display)
     for run in list(waiting):
         if run.start in outcome.failed:
             waiting.remove(run)
-            files.write(root / "runs" / run.id / "FAILED", f"the run that it starts from failed: {run.start}\n")
+            fail(root / "runs" / run.id, f"the run that it starts from failed: {run.start}")
             outcome.failed.append(run.id)
             show.say(f"{run.id}: FAILED: the run that it starts from failed")
         elif not run.start or (root / "runs" / run.start / "DONE").exists():
@@ -237,11 +239,24 @@ def settle(run: RunConfig, code: int | None, root: Path, outcome: Outcome, show:
         seconds = row["budget/seconds"] + row["budget/eval_seconds"]
         show.say(f"{count} {run.id}: {score}{row['step']} steps, {seconds:.0f} s")
     elif not outcome.interrupted:
-        if not (folder / "FAILED").exists():
-            files.write(folder / "FAILED", f"the process of this run ended with exit code {code}\n")
+        if code != RUNS_FAILED:  # then the worker has not said why
+            fail(folder, f"the process of this run ended with exit code {code}")
         outcome.failed.append(run.id)
-        reason = (folder / "FAILED").read_text().strip().split("\n")[-1]
-        show.say(f"{count} {run.id}: FAILED: {reason}")
+        show.say(f"{count} {run.id}: FAILED: {reason(folder)}")
+
+
+def fail(folder: Path, why: str) -> None:
+    """Write down why a run has failed, unless another process has it by now."""
+    with suppress(BakeoffError), files.lock(folder / "lock", "running"):
+        files.write(folder / "FAILED", f"{why}\n")
+
+
+def reason(folder: Path) -> str:
+    """Why a run has failed, in a line."""
+    try:
+        return (folder / "FAILED").read_text(encoding="utf-8").strip().split("\n")[-1]
+    except FileNotFoundError:
+        return "another process has taken it up again"
 
 
 def progress(root: Path, run: RunConfig) -> tuple[float, str]:

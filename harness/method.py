@@ -60,11 +60,13 @@ class Batch:
 
     def trimmed(self) -> Self:
         """Without the columns in which no sequence has a token."""
-        widths = {prefix: int(length_B.max()) for prefix, length_B in self.lengths().items()}
+        widths = {
+            prefix: max(2, int(length_B.max())) for prefix, length_B in self.lengths().items()
+        }  # a model reads one at least
         cut = {
             f.name: getattr(self, f.name)[:, : widths[max((p for p in widths if f.name.startswith(p)), key=len)]]
             for f in fields(self)
-            if f.name.endswith("_BT")
+            if f.name.rsplit("_", 1)[-1].startswith("BT")
         }
         return replace(self, **cut)
 

@@ -4,7 +4,8 @@
       config.json  environment.json  metrics.jsonl  evals/  samples.jsonl  checkpoint/  DONE | FAILED
 
 All randomness is drawn from (seed, counter) and never from a generator that lives on: the position in the stream of
-problems and the step are the whole random state, so a run that was interrupted continues to the same numbers.
+problems and the step are the whole random state, so a run that was interrupted continues to the same numbers; only a budget
+of `seconds` ends where the clock says.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Run:
     def _load(self, folder: Path) -> Policy:
         model, tokenizer = models.load(folder)
         dtype = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
-        return Policy(model, dtype, len(tokenizer)).to(self.config.device)
+        return Policy(model, dtype, 1 + max(tokenizer.get_vocab().values())).to(self.config.device)
 
     # what a method may ask for
 
@@ -166,7 +167,8 @@ class Run:
         read_BT = parts[0][1].new_zeros(batch.tokens_BT.shape)
         for rows, x_BT in parts:
             read_BT[rows, : x_BT.shape[1]] = x_BT
-        return read_BT
+        length_B1 = sequences.lengths()[""][:, None]
+        return read_BT * (torch.arange(read_BT.shape[1], device=read_BT.device) < length_B1)
 
     def freeze(self, name: str, model: nn.Module) -> None:
         """Never to be trained again; checked at the end of the run."""
@@ -225,7 +227,7 @@ class Run:
         return self.config.budget.spent(self.meter, self.step)
 
     def record(self, columns: Mapping[str, float] | None = None) -> None:
-        """Write one line of metrics.jsonl. A line that was recorded before an interruption stays as it is."""
+        """Write one line of metrics.jsonl. One that was recorded before an interruption stays as it is: this one equals it."""
         self._columns.update(columns or {})
         row = {"step": self.step, **self._columns, **self.meter.columns()}
         self._columns = {}
@@ -256,6 +258,8 @@ class Run:
         if checkpoint.exists():
             checks.intact(checkpoint, sha256)
         state: dict[str, Any] = files.read_json(checkpoint / "state.json") if checkpoint.exists() else {"line": 0}
+        if len(self._recorded) < state["line"]:
+            raise TrustError(f"{self.folder / 'metrics.jsonl'} is shorter than its checkpoint; start this run again with --fresh")
         if self.config.budget.seconds is not None:  # steps taken again take another time, and end elsewhere
             self._forget_after(state["line"])
         if not checkpoint.exists():
@@ -275,8 +279,11 @@ class Run:
         """Drop what was recorded after a line of metrics.jsonl."""
         del self._recorded[line:]
         self._metrics.cut(line)
-        for path in (self.folder / "evals").glob("*.jsonl"):
-            if int(path.name.split("-")[0]) > max((row["step"] for row in self._recorded), default=-1):
+        last = max((row["step"] for row in self._recorded), default=-1)
+        self._shown = {step for step in self._shown if step <= last}
+        self._samples.cut(sum(row["step"] <= last for row in files.read_jsonl(self.folder / "samples.jsonl")))
+        for path in (self.folder / "evals").glob("[0-9]*-*.jsonl"):
+            if int(path.name.split("-")[0]) > last:
                 path.unlink()
 
     def save_model(self) -> None:
@@ -288,6 +295,7 @@ class Run:
     def done(self) -> None:
         """Mark the run as finished; its checkpoint has served."""
         files.write(self.folder / "DONE", "")
+        (self.folder / "FAILED").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import NoReturn
@@ -36,12 +37,12 @@ def main(config: RunConfig, root: Path, comparison: str, mirror: bool) -> NoRetu
         return bool(asked) or (parent is not None and not parent.is_alive())
 
     folder = root / "runs" / config.id
-    try:
-        with files.lock(folder / "lock", "running", patience=PATIENCE_SECONDS):
-            code = 0 if (folder / "DONE").exists() else execute(config, root, folder, comparison, mirror, stop)
-    except BakeoffError:
-        code = BUSY
-    raise SystemExit(code)
+    with ExitStack() as held:
+        try:
+            held.enter_context(files.lock(folder / "lock", "running", patience=PATIENCE_SECONDS))
+        except BakeoffError:
+            raise SystemExit(BUSY) from None
+        raise SystemExit(0 if (folder / "DONE").exists() else execute(config, root, folder, comparison, mirror, stop))
 
 
 def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror: bool, stop: Callable[[], bool]) -> int:

@@ -120,6 +120,17 @@ def test_a_journal_cuts_off_a_torn_tail_and_goes_on(tmp_path, torn):
     assert files.read_jsonl(path) == [{"step": 0}, {"step": 1}, {"step": 2, "text": "a\u2028b\nc"}]
 
 
+@pytest.mark.parametrize(("n", "kept"), [(0, 0), (1, 1), (2, 2), (3, 3), (5, 3)])
+def test_a_journal_that_is_cut_keeps_its_first_records_and_goes_on(tmp_path, n, kept):
+    journal = files.Journal(tmp_path / "rows.jsonl")
+    rows = [{"a": "é"}, {"a": 1}, {"a": 2}]
+    journal.append(*rows)
+    journal.cut(n)
+    journal.append({"b": 3})
+    journal.close()
+    assert files.read_jsonl(tmp_path / "rows.jsonl") == [*rows[:kept], {"b": 3}]
+
+
 def test_a_journal_torn_inside_a_character_is_still_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 0}\n{"text": "\xc3')

@@ -1,5 +1,6 @@
 """Several processes at the same runs: who waits, who is refused, and what nobody loses."""
 
+import os
 import tomllib
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_run_that_another_process_has_is_waited_for_and_never_booked_as_failed
     with start("run", "small.toml", "--no-wandb", cwd=root) as process:
         with files.lock(run / "lock", "running"):
             said = ""
-            while "another process is at it" not in said:
+            while f"process {os.getpid()} is at it; waiting for that one" not in said:
                 assert process.poll() is None, said
                 said += process.stderr.readline()
             assert run.name in said
@@ -51,13 +52,14 @@ def test_fresh_is_refused_before_anything_is_lost_where_another_process_has_one_
     root, (first, last) = done
     monkeypatch.setattr(launch, "ORPHAN_SECONDS", 0.0)
     monkeypatch.chdir(root)
-    before = tree(first) | {"lock": ""}
+    before, asked = (tree(folder) | {"lock": ""} for folder in (first, root / "comparisons" / "small"))
     with files.lock(last / "lock", "running"):
         code, _, err = cli("run", "small.toml", "--no-wandb", "--fresh")
     assert code == 2
     assert last.name in err
     assert "is already running here" in err
     assert tree(first) | {"lock": ""} == before
+    assert tree(root / "comparisons" / "small") | {"lock": ""} == asked
 
 
 @pytest.mark.slow
@@ -68,3 +70,12 @@ def test_a_command_with_a_line_break_stays_one_comment(done):
     kept = (root / "comparisons" / "small" / "comparison.toml").read_text()
     assert tomllib.loads(kept)["question"] == "Who has this run?"
     assert kept.splitlines()[-1].startswith("# asked by: ")
+
+
+def test_why_a_run_failed_is_not_written_over_what_another_process_makes_of_it(tmp_path):
+    with files.lock(tmp_path / "lock", "running"):
+        launch.fail(tmp_path, "the process of this run ended with exit code -9")
+        assert not (tmp_path / "FAILED").exists()
+        assert launch.reason(tmp_path) == "another process has taken it up again"
+    launch.fail(tmp_path, "the process of this run ended with exit code -9")
+    assert launch.reason(tmp_path) == "the process of this run ended with exit code -9"
