@@ -197,8 +197,8 @@ def test_a_batch_is_ranked_pairs_of_the_source_with_what_the_reference_gives_the
     batch = method.batch(run)
     assert run.asked == [(run.reference, "preferences") if source == "start" else (run.policy, "rollout")]
     assert len(batch) == run.logged["preferences/pairs"] == 2 * right_B.sum()
-    assert close(batch.logp_ref_BT, run.reference.logp(batch.tokens_BT))
-    assert close(batch.rejected_ref_BT, run.reference.logp(batch.rejected_BT))
+    assert close(batch.logp_ref_BT, run.reference.logp(batch.tokens_BT) * batch.mask_BT)
+    assert close(batch.rejected_ref_BT, run.reference.logp(batch.rejected_BT) * batch.rejected_mask_BT)
     chosen, rejected = log_of(batch.tokens_BT, batch.mask_BT), log_of(batch.rejected_BT, batch.rejected_mask_BT)
     right = {round(x, 9) for x, r in zip(log_probability(Tabular(2)).tolist(), right_B.tolist(), strict=True) if r}
     assert chosen <= right

@@ -148,7 +148,7 @@ def test_a_batch_holds_whitened_advantages_the_values_of_states_and_returns_that
     k1_BT = (batch.logp_old_BT - run.reference.logp(batch.tokens_BT)) * batch.mask_BT
     reward_BT = -0.1 * k1_BT
     reward_BT[torch.arange(N), lengths().long()] += reward_B
-    value_BT = critic.before(batch.tokens_BT).detach()
+    value_BT = critic.before(batch.tokens_BT).detach() * batch.mask_BT
     advantage_BT = gae(reward_BT, value_BT, batch.mask_BT, 0.8, 0.9)
     assert close(batch.value_old_BT, value_BT)
     assert close(batch.return_BT, advantage_BT + value_BT)
