@@ -187,7 +187,7 @@ def base(root: Path, threads: int) -> Iterator[tuple[Base, Path]]:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from harness.pretrain import character_tokenizer, new
+    from harness.pretrain import character_tokenizer
 
     disable_progress_bar()
     torch.set_num_threads(threads)
@@ -199,7 +199,7 @@ def base(root: Path, threads: int) -> Iterator[tuple[Base, Path]]:
         print(f"no pretrained base under {root}: the weights are random", file=sys.stderr)
         torch.manual_seed(0)
         tokenizer = character_tokenizer()
-        new(models.presets()[PRESET], tokenizer).save_pretrained(scratch / "base")
+        models.new(models.presets()[PRESET].architecture, tokenizer).save_pretrained(scratch / "base")
         tokenizer.save_pretrained(scratch / "base")
         yield Base(scratch / "base", "random"), scratch
 

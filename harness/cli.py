@@ -129,7 +129,7 @@ def pretrain(
         raise BakeoffError(f"no preset named {model!r}{meant(model, models.presets())}")
     recipe = models.presets()[model]
     with display() as show:
-        folder = ensure_base(model, root, show)
+        folder = ensure_base(recipe, root, show)
     facts = files.read_json(folder / "pretrained.json")
     if as_json:
         print(json.dumps({"folder": str(folder), **facts, "tasks": list(headroom(folder, recipe.tasks))}, indent=2))
@@ -159,7 +159,7 @@ def list_(what: Annotated[Listed, typer.Argument(help="what to list")], as_json:
         name, *rest = row.items()
         print(name[1])
         for key, value in rest:
-            print(f"    {key:<10} {value}")
+            print(f"    {key:<15} {f'{value:,}' if isinstance(value, int) else value}")
 
 
 def methods(_: Path) -> list[dict[str, Any]]:
@@ -178,12 +178,23 @@ def methods(_: Path) -> list[dict[str, Any]]:
 
 
 def bases(root: Path) -> list[dict[str, Any]]:
-    from harness import models
+    from dataclasses import asdict
 
-    rows = list[dict[str, Any]]()
+    from harness import models
+    from harness.pretrain import character_tokenizer
+
+    rows, tokenizer = list[dict[str, Any]](), character_tokenizer()
     for name, recipe in models.presets().items():
         folder = models.location(name, root)
-        rows.append({"name": name, "summary": recipe.summary, "cached": str(folder) if folder.exists() else "not yet"})
+        architecture = recipe.architecture or models.presets()[recipe.start].architecture
+        rows.append(
+            {
+                "name": name,
+                "summary": recipe.summary,
+                **asdict(models.facts(models.new(architecture, tokenizer))),
+                "cached": str(folder) if folder.exists() else "not yet",
+            }
+        )
     return rows
 
 

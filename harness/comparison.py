@@ -8,17 +8,19 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
 from harness import models, plugins
 from harness.errors import MISSING, BakeoffError, meant
 from harness.meter import Budget
 from harness.method import Method
+from harness.models import Recipe
+from harness.parse import validated
 from harness.task import Task
 
 STRICT = ConfigDict(extra="forbid")
@@ -83,7 +85,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Runs that differ in nothing but the method."""
+    """Runs that differ in nothing but the method, or in nothing but the base."""
 
     __pydantic_config__ = STRICT
 
@@ -92,6 +94,8 @@ class Comparison:
     methods: dict[str, dict[str, Any]]  # label -> {method, options…}, and `start`: the label of the arm to start from
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     models: Annotated[tuple[str, ...], Field(min_length=1)]
+    bases: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])  # recipes of its own, for `models`
+    base_per_seed: bool = False  # every seed has a base of its own, for comparing bases
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     budget: Budget
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -103,7 +107,10 @@ class Comparison:
     def runs(self, root: Path) -> list[RunConfig]:
         """The run matrix; every arm comes after the one that it starts from."""
         device = resolve_device(self.device)
-        identity = {model: models.identity(model, root) for model in self.models}
+        identity = {
+            (model, seed): recipe.id if (recipe := self.recipe(model, seed)) else models.identity(model, root)
+            for model, seed in itertools.product(self.models, self.seeds)
+        }
         problems = {task: models.fingerprint(checked_task(task)) for task in self.tasks}
         made = dict[tuple[str, str, str, int], RunConfig]()
         for label in self.in_order():
@@ -116,7 +123,7 @@ class Comparison:
                     method=table["method"],
                     task=task,
                     model=model,
-                    base=identity[model],
+                    base=identity[model, seed],
                     start=made[table["start"], task, model, seed].id if "start" in table else "",
                     others=others,
                     problems=problems[task],
@@ -130,6 +137,15 @@ class Comparison:
                     micro_batch=self.micro_batch,
                 )
         return list(made.values())
+
+    def recipe(self, model: str, seed: int) -> Recipe | None:
+        """How a base is pretrained; None for one that is a folder."""
+        recipe = {**models.presets(), **self.recipes()}.get(model)
+        return replace(recipe, seed=seed) if recipe and self.base_per_seed else recipe
+
+    def recipes(self) -> dict[str, Recipe]:
+        """Of its own bases."""
+        return models.recipes(self.bases, models.presets(), "bases")
 
     def in_order(self) -> list[str]:
         """The arms as they are written, but each after the one that it starts from."""
@@ -147,7 +163,8 @@ class Comparison:
         """The identity of a model beside the base, which must read the same tokens."""
         with located(f"methods.{label}"):
             for model in self.models:
-                if models.vocabulary(name, root) != models.vocabulary(model, root):
+                pretrained = self.recipe(model, 0) is not None
+                if models.vocabulary(name, root) != models.vocabulary(None if pretrained else model, root):
                     raise BakeoffError(f"{name} and {model} have different tokenizers; take a teacher of the same family")
             return models.identity(name, root)
 
@@ -192,6 +209,9 @@ class Comparison:
                 raise BakeoffError(f"{where}: methods.{label}.start: no arm named {start!r}{meant(str(start), self.methods)}")
         with located(where):
             self.in_order()
+        with located(where):
+            if taken := sorted(self.recipes().keys() & models.presets().keys()):
+                raise BakeoffError(f"bases.{taken[0]}: there is a preset of that name; take another")
         for key in ("tasks", "models", "seeds"):
             if twice := sorted(value for value, n in Counter(getattr(self, key)).items() if n > 1):
                 raise BakeoffError(f"{where}: {key}: {twice[0]!r} is there twice")
@@ -254,28 +274,3 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise BakeoffError('device: cuda was asked for, but torch sees no CUDA device; use device = "cpu"', MISSING)
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-T = TypeVar("T")
-
-
-def validated(cls: type[T], value: Mapping[str, Any], where: str) -> T:
-    """The dataclass with these fields; BakeoffError names the first field that is wrong, and the nearest right one."""
-    try:
-        return TypeAdapter(cls).validate_python(dict(value))
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        at = f"{where}: {path}" if path else where
-        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            raise BakeoffError(f"{at}: unknown key{meant(str(first['loc'][-1]), names(cls, first['loc'][:-1]))}") from None
-        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        got = "" if first["type"] in ("missing", "missing_argument", "value_error") else f", not {first['input']!r}"
-        raise BakeoffError(f"{at}: {message[0].lower()}{message[1:]}{got}") from None
-
-
-def names(cls: Any, path: Sequence[Any]) -> Iterator[str]:
-    """The fields of the dataclass at `path` inside cls."""
-    nested = {"budget": Budget, "evaluation": Evaluation}
-    cls = nested.get(path[-1], cls) if path else cls
-    return (f.name for f in fields(cls) if f.init)

@@ -7,6 +7,7 @@ Completions are sampled at temperature 1 from the whole distribution. Nothing he
     kl            E_{y~π} 1/|y| Σ_t KL(π(·|y_<t) ‖ π_base(·|y_<t)), nats a token: exact over the vocabulary at every token of
                   the first sample of each problem; the base is the comparison's, also for an arm that starts from another arm
     entropy       of π at the same tokens
+    max_violation of the experts, at the same tokens: the greatest load over the mean load of its layer, less 1 (global MaxVio)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness import checks, ops
+from harness import checks, moe, ops
 from harness.generate import Samples, generate
 from harness.policy import taken
 from harness.task import Problem, Split, Task
@@ -63,7 +64,7 @@ def evaluate(
             )
         if keys is not None:
             firsts = range(0, len(y.tokens), group)
-            metrics.update(divergence(run, prompts, [y.tokens[i] for i in firsts], [y.logp[i] for i in firsts]))
+            metrics.update(divergence(run, task, prompts, [y.tokens[i] for i in firsts], [y.logp[i] for i in firsts]))
         return out
 
     sampled = judged(samples, [f"evaluation/{run.config.seed}/{p.id}/{k}" for p in problems for k in range(samples)])
@@ -88,23 +89,36 @@ def picked(run: Run, prompts: list[list[int]], y: Samples, group: int, tries: in
     return (torch.arange(0, len(asked), tries) + score_B.view(-1, tries).argmax(-1).cpu()).tolist()
 
 
-def divergence(run: Run, prompts: list[list[int]], tokens: list[list[int]], logp: list[list[float]]) -> dict[str, float]:
-    """KL to the base and entropy at the tokens of one completion a prompt; sampler and trainer must agree on them."""
-    kl, entropy = 0.0, 0.0
+def divergence(
+    run: Run, task: Task, prompts: list[list[int]], tokens: list[list[int]], logp: list[list[float]]
+) -> dict[str, float]:
+    """KL to the base, entropy and load of the experts at the tokens of one completion a prompt; sampler and trainer must agree on
+    them.
+    """
+    kl, entropy, asked = 0.0, 0.0, list[Tensor]()
     trained, sampled = list[Tensor](), list[Tensor]()  # log-probabilities of the completions' tokens
     rows = run.config.micro_batch
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(tokens[i]))
     for part in (order[i : i + rows] for i in range(0, len(order), rows)):
         batch = run.pad([prompts[i] for i in part], [tokens[i] for i in part])
         with torch.no_grad():
-            logits_BTV, base_BTV = run.policy.logits(batch.tokens_BT), run.base.logits(batch.tokens_BT)
+            base_BTV = run.base.logits(batch.tokens_BT)
+            with moe.watched(run.policy.model) as routing:
+                logits_BTV = run.policy.logits(batch.tokens_BT)
+        if routing:
+            asked.append(torch.stack([layer.counts(batch.mask_BT[:, 1:].flatten()) for layer in routing]))
         weight = len(batch) / len(prompts)
         kl += weight * float(ops.mean(ops.exact_kl(logits_BTV, base_BTV), batch.mask_BT))
         entropy += weight * float(ops.mean(ops.entropy(logits_BTV), batch.mask_BT))
         trained.append(taken(logits_BTV, batch.tokens_BT)[batch.mask_BT.bool()].cpu())
         sampled.append(torch.tensor([x for i in part for x in logp[i]]))
     checks.agreement(run, torch.cat(trained), torch.cat(sampled), "evaluation does not see the policy that is trained", 100)
-    return {"kl": kl, "entropy": entropy}
+    metrics = {"kl": kl, "entropy": entropy}
+    if asked:
+        load_LE = moe.relative(torch.stack(asked).sum(0))
+        metrics["max_violation"] = float(load_LE.max() - 1)
+        run.write_load(task.name, load_LE.tolist())
+    return metrics
 
 
 def on_validation(run: Run) -> dict[str, float]:

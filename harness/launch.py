@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from harness import files, models
 from harness.comparison import Comparison, RunConfig
 from harness.errors import BUSY, RUNS_FAILED, BakeoffError
+from harness.models import Recipe
 
 POLL_SECONDS = 0.25
 PRETRAINING_SECONDS = 3600.0  # how long another process may take to pretrain a base that both want
@@ -98,13 +99,12 @@ def display() -> Generator[Display]:
         yield Bars(console, p)
 
 
-def ensure_base(model: str, root: Path, show: Display) -> Path:
-    """The folder of a base model, pretrained now if it is a preset that nobody has pretrained yet."""
-    folder = models.location(model, root)
+def ensure_base(recipe: Recipe, root: Path, show: Display) -> Path:
+    """The folder of a base model, pretrained now if nobody has yet."""
+    folder = root / "bases" / recipe.id
     if folder.exists():
         return folder
-    recipe = models.presets()[model]
-    start = ensure_base(recipe.start, root, show) if recipe.start else None
+    start = ensure_base(models.presets()[recipe.start], root, show) if recipe.start else None
     with files.lock(folder.with_suffix(".lock"), "pretraining", patience=PRETRAINING_SECONDS):
         if folder.exists():
             return folder
@@ -132,10 +132,11 @@ def launch(
         outcome = Outcome(done=[run.id for run in runs if is_done(root, run)])
         missing = [run for run in runs if run.id not in outcome.done]
         show.say(f"{comparison.name}: {len(outcome.done)} done, {len(missing)} to go")
-        for model in dict.fromkeys(
-            name for run in missing for name in (run.model, *(run.options[field] for field in run.others))
-        ):
-            ensure_base(model, root, show)
+        for run in missing:
+            others = (models.presets().get(run.options[name]) for name in run.others)
+            for recipe in (comparison.recipe(run.model, run.seed), *others):
+                if recipe:
+                    ensure_base(recipe, root, show)
         work(missing, root, comparison.name, workers, mirror, show, outcome)
     return runs, outcome
 
@@ -160,7 +161,8 @@ def work(missing: list[RunConfig], root: Path, name: str, workers: int, mirror: 
     """Run the missing runs, `workers` at a time, each forked from a server that has the libraries imported."""
     context = multiprocessing.get_context("forkserver")
     kinds = {
-        files.read_json(models.location(model, root) / "config.json")["model_type"] for model in {run.model for run in missing}
+        files.read_json(models.made(base, model, root) / "config.json")["model_type"]
+        for base, model in {(run.base, run.model) for run in missing}
     }
     context.set_forkserver_preload(
         ["harness.worker", *(["wandb"] if mirror else []), *(f"transformers.models.{k}.modeling_{k}" for k in sorted(kinds))]

@@ -54,6 +54,18 @@ class Batch:
         """Tokens of all sequences."""
         return sum(int(length_B.sum()) for length_B in self.lengths().values())
 
+    def mask_of(self, tokens_BT: Tensor) -> Tensor:
+        """[B, T] the mask of one of the batch's own fields of tokens. Raises ValueError for another tensor."""
+        name = next((f.name for f in fields(self) if getattr(self, f.name) is tokens_BT), None)
+        if name is None:
+            raise ValueError(f"a loss must read the tokens of {type(self).__name__} as they are, not a copy or a part of them")
+        return getattr(self, self._prefix(name) + "mask_BT")
+
+    def _prefix(self, name: str) -> str:
+        """Of the mask that goes with a field."""
+        masks = (f.name.removesuffix("mask_BT") for f in fields(self) if f.name.endswith("mask_BT"))
+        return max((prefix for prefix in masks if name.startswith(prefix)), key=len)
+
     def parts(self, rows: int) -> Sequence[Tensor]:
         """Indices of so many rows at a time, of like length, so that little is padded."""
         return torch.stack(list(self.lengths().values())).sum(0).argsort(stable=True).split(rows)
@@ -64,7 +76,7 @@ class Batch:
             prefix: max(2, int(length_B.max())) for prefix, length_B in self.lengths().items()
         }  # a model reads one at least
         cut = {
-            f.name: getattr(self, f.name)[:, : widths[max((p for p in widths if f.name.startswith(p)), key=len)]]
+            f.name: getattr(self, f.name)[:, : widths[self._prefix(f.name)]]
             for f in fields(self)
             if f.name.rsplit("_", 1)[-1].startswith("BT")
         }

@@ -5,28 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict
+from safetensors.torch import load_file, save_file
 
 from harness import plugins
 from harness.errors import MISSING, BakeoffError, meant
+from harness.moe import Balancing, routers
+from harness.mtp import MTP, Weights
+from harness.parse import validated
 from harness.task import Task
 
 PRESETS = Path(__file__).with_name("presets.toml")
+CACHED = 16  # tokens, to measure a cache
+DRAFTS = "mtp.safetensors"  # file of the modules of multi-token prediction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All that decides a pretrained base."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     name: str
     summary: str
-    architecture: Mapping[str, Any] = field(default_factory=dict[str, Any])  # a transformers config: model_type and its fields
+    # a transformers config: model_type and its fields; beside them `balancing` (harness/moe.py) and `mtp` (harness/mtp.py)
+    architecture: Mapping[str, Any] = field(default_factory=dict[str, Any])
     start: str = ""  # the preset whose base is trained on, in its architecture
     tasks: tuple[str, ...]
     steps: int
@@ -57,8 +68,54 @@ def fingerprint(task: Task) -> str:
 
 @lru_cache
 def presets() -> Mapping[str, Recipe]:
-    tables = tomllib.loads(PRESETS.read_text(encoding="utf-8"))
-    return {name: TypeAdapter(Recipe).validate_python({"name": name, **table}) for name, table in tables.items()}
+    return recipes(tomllib.loads(PRESETS.read_text(encoding="utf-8")), {}, PRESETS.name)
+
+
+def recipes(tables: Mapping[str, Mapping[str, Any]], known: Mapping[str, Recipe], where: str) -> dict[str, Recipe]:
+    """Recipes from their tables; one that is `like` another differs from it in what its own table says.
+
+    Raises BakeoffError naming the table for whatever could not be built.
+    """
+    made = dict[str, Recipe]()
+    for name, table in tables.items():
+        found, changes = {**known, **made}, dict(table)
+        start = dict[str, Any]()
+        if like := changes.pop("like", None):
+            if like not in found:
+                raise BakeoffError(f"{where}: {name}.like: no base named {like!r}{meant(str(like), found)}")
+            start = asdict(found[like])
+            changes["architecture"] = {**start["architecture"], **changes.get("architecture", {})}
+        made[name] = validated(Recipe, {**start, **changes, "name": name}, f"{where}: {name}")
+        check_architecture(made[name].architecture, f"{where}: {name}.architecture")
+    return made
+
+
+def check_architecture(architecture: Mapping[str, Any], where: str) -> None:
+    """Refuse by name what no model could be built of."""
+    get = architecture.get
+    try:
+        Balancing(**get("balancing", {}))
+        Weights(**get("mtp", {}))
+    except (TypeError, ValueError) as error:
+        raise BakeoffError(f"{where}: {error}") from None
+    if not architecture:
+        return
+    experts, groups, layers = get("n_routed_experts", 0), get("n_group", 1), get("num_hidden_layers", 0)
+    sparse = get("first_k_dense_replace", layers) < layers
+    wrong = {
+        f"num_nextn_predict_layers = {get('num_nextn_predict_layers')} is below 0": get("num_nextn_predict_layers", 0) < 0,
+        f"num_attention_heads = {get('num_attention_heads')} is not divisible by num_key_value_heads = "
+        f"{get('num_key_value_heads')}": get("num_attention_heads", 1) % (get("num_key_value_heads") or 1) != 0,
+        f"kv_lora_rank = {get('kv_lora_rank')} is above hidden_size = {get('hidden_size')}": (get("kv_lora_rank") or 0)
+        > get("hidden_size", 0),
+        f"n_routed_experts = {experts} is not divisible by n_group = {groups}": sparse and experts % groups != 0,
+        f"num_experts_per_tok = {get('num_experts_per_tok')} is above n_routed_experts = {experts}": sparse
+        and get("num_experts_per_tok", 1) > experts,
+        f"topk_group = {get('topk_group')} is above n_group = {groups}": sparse and get("topk_group", 1) > groups,
+    }
+    for what, so in wrong.items():
+        if so:
+            raise BakeoffError(f"{where}: {what}")
 
 
 def location(model: str, root: Path) -> Path:
@@ -76,6 +133,12 @@ def location(model: str, root: Path) -> Path:
     return folder
 
 
+def made(base: str, model: str, root: Path) -> Path:
+    """The folder of a run's base: of one that was pretrained here by its identity, of another by its name."""
+    folder = root / "bases" / base
+    return folder if folder.exists() else location(model, root)
+
+
 def identity(model: str, root: Path) -> str:
     """A name that changes when the base does. Raises BakeoffError as `location` and `inspect` do."""
     folder = location(model, root)
@@ -89,11 +152,13 @@ def identity(model: str, root: Path) -> str:
     return f"{folder.resolve().name.lower()}-{digest.hexdigest()[:8]}"
 
 
-def vocabulary(model: str, root: Path) -> dict[str, Any]:
-    """The tokens of a model and their ids: models with the same can score each other's completions."""
+def vocabulary(model: str | None, root: Path) -> dict[str, Any]:
+    """The tokens of a model (None: of any that is pretrained here) and their ids: models with the same can score each other's
+    completions.
+    """
     from harness.pretrain import character_tokenizer
 
-    tokenizer = character_tokenizer() if model in presets() else inspect(location(model, root))
+    tokenizer = character_tokenizer() if model is None or model in presets() else inspect(location(model, root))
     return {"tokens": tokenizer.get_vocab(), "end": tokenizer.eos_token_id}
 
 
@@ -129,15 +194,107 @@ def load(folder: Path) -> tuple[Any, Any]:
     disable_progress_bar()
     tokenizer = inspect(folder)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
-        )
+        with maybe_empty():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            )
     except Exception as error:  # each format of weights has errors of its own
         raise BakeoffError(f"{folder}: {first_line(error)}", MISSING) from error
     model, found = loaded
     if found["missing_keys"]:
         raise BakeoffError(f"{folder}: weights are missing: {', '.join(sorted(found['missing_keys'])[:3])}", MISSING)
-    return model, tokenizer
+    if (folder / DRAFTS).is_file():
+        weights = load_file(folder / DRAFTS)
+        model.mtp = MTP(model, 1 + max(int(name.split(".")[1]) for name in weights))
+        model.mtp.load_state_dict(weights)
+    return with_fast_experts(model), tokenizer
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """In the layout that `from_pretrained` loads; the modules that predict further tokens, which it does not know, beside it."""
+    weights: dict[str, Any] = model.state_dict()
+    model.save_pretrained(folder, state_dict={name: w for name, w in weights.items() if not name.startswith("mtp.")})
+    if hasattr(model, "mtp"):
+        save_file(model.mtp.state_dict(), folder / DRAFTS)
+    tokenizer.save_pretrained(folder)
+
+
+def new(architecture: Mapping[str, Any], tokenizer: Any) -> Any:
+    """A model with random weights, and with as many modules to predict further tokens as `num_nextn_predict_layers` says."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings: dict[str, Any] = {
+        name: None if value == "none" else value for name, value in architecture.items()
+    }  # TOML has no null
+    config = AutoConfig.for_model(
+        **settings,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+    )
+    with maybe_empty():
+        model = AutoModelForCausalLM.from_config(config)
+    if depth := architecture.get("num_nextn_predict_layers", 0):
+        model.mtp = MTP(model, depth)
+    return with_fast_experts(model)
+
+
+@contextmanager
+def maybe_empty() -> Generator[None]:
+    """Let models be made that have no shared experts, and so weights without elements."""
+    with catch_warnings():
+        filterwarnings("ignore", "Initializing zero-element tensors", UserWarning)
+        yield
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an architecture costs."""
+
+    parameters: int
+    active: int  # that a token meets
+    flops_per_token: int  # forward
+    cache_elements: int  # per token, by the formula: 2·K·D·L of K heads of size D in L layers; (rank + rotary)·L of latents
+    cache_bytes: int  # per token, measured on a cache
+
+
+def facts(model: Any) -> Facts:
+    """Of a model; further-token modules apart, which are not needed to decode."""
+    import torch
+    from transformers import DynamicCache
+
+    from harness.policy import Policy
+
+    c = model.config.get_text_config()
+    if rank := getattr(c, "kv_lora_rank", None):
+        elements = (rank + c.qk_rope_head_dim) * c.num_hidden_layers
+    else:
+        elements = 2 * key_heads(c) * head_dim(c) * c.num_hidden_layers
+    cache: Any = DynamicCache(config=c)
+    with torch.no_grad():
+        model(input_ids=torch.zeros(1, CACHED, dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True)
+    measured = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+    flops = Policy(model).flops_per_token()
+    drafts = sum(p.numel() for p in model.mtp.parameters()) if hasattr(model, "mtp") else 0
+    return Facts(sum(p.numel() for p in model.parameters()) - drafts, flops // 2, flops, elements, measured // CACHED)
+
+
+def key_heads(config: Any) -> int:
+    """K, of keys and values."""
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def with_fast_experts(model: Any) -> Any:
+    """The implementation of transformers that multiplies all experts in one call: on a CPU it is the fastest."""
+    if routers(model):
+        model.set_experts_implementation("grouped_mm")
+    return model
 
 
 def first_line(error: Exception) -> str:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from harness import moe
+from harness.mtp import Weights
+
+if TYPE_CHECKING:
+    from harness.method import Batch
+
+Seen = tuple[Tensor, Tensor | None, list[moe.Routing]]  # tokens_BT, the last hidden state of all but the last, and the routers
 
 
 class Policy(nn.Module):
@@ -27,6 +35,12 @@ class Policy(nn.Module):
         self.model = model
         self.dtype = dtype
         self.vocabulary = vocabulary  # V, where the model's columns may be more
+        config = getattr(model, "config", None)
+        self.balancing = moe.Balancing(**getattr(config, "balancing", {}))
+        self.mtp_weights = Weights(**getattr(config, "mtp", {}))
+        self.asked = dict[nn.Module, Tensor]()  # by router, [E] how often each expert was asked since the last step
+        self._seen = list[Seen]()  # forward passes that carry gradient, since the last `aux_loss`
+        self.routed = bool(moe.routers(model))  # to experts
 
     @property
     def device(self) -> torch.device:
@@ -47,23 +61,75 @@ class Policy(nn.Module):
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """[B, T, V] what π(·|token_<t) is the softmax of."""
-        with self.autocast():
-            logits = cast(Tensor, self.model(input_ids=tokens_BT[:, :-1], use_cache=False).logits)
+        remember = torch.is_grad_enabled() and (self.routed or self.drafts > 0)
+        with self.autocast(), moe.watched(self.model) if remember else nullcontext([]) as routing:
+            out = self.model(input_ids=tokens_BT[:, :-1], use_cache=False, output_hidden_states=remember and self.drafts > 0)
+            logits = cast(Tensor, out.logits)
+        if remember:
+            self._seen.append((tokens_BT, out.hidden_states[-1] if self.drafts else None, routing))
         return F.pad(logits[..., : self.vocabulary].float(), (0, 0, 1, 0))
 
     def logp(self, tokens_BT: Tensor) -> Tensor:
         """[B, T] log π(token_t | token_<t)."""
         return taken(self.logits(tokens_BT), tokens_BT)
 
-    def aux_loss(self) -> Tensor:
-        """What the architecture adds to any loss: nothing for a dense model."""
+    @property
+    def drafts(self) -> int:
+        """D, of multi-token prediction."""
+        return len(self.model.mtp.layers) if hasattr(self.model, "mtp") else 0
+
+    def aux_loss(self, batch: Batch, pretraining: bool = False) -> Tensor:
+        """What the architecture adds to any loss, for the forward passes of it that carry gradient: nothing for a dense model.
+
+        It is over the tokens in the batch's masks, so a loss reads the token fields of its batch as they are.
+        """
+        total = torch.zeros((), device=self.device)
+        weight = self.mtp_weights.weight if pretraining else self.mtp_weights.post_weight
+        for tokens_BT, hidden_BTD, routing in self._seen:
+            mask_BT = batch.mask_of(tokens_BT)
+            total = total + self._balance(routing, mask_BT[:, 1:])  # it saw token t-1 when it helped to predict token t
+            if weight and hidden_BTD is not None:
+                with self.autocast(), moe.watched(self.model.mtp) as further:
+                    loss = self.model.mtp.loss(self.model, tokens_BT, hidden_BTD, mask_BT, detached=not pretraining)
+                total = total + weight * loss
+                for k, layer in enumerate(further):
+                    total = total + self._balance([layer], mask_BT[:, k + 2 :])
+        self._seen.clear()
+        return total
+
+    def _balance(self, routing: list[moe.Routing], mask_BT: Tensor) -> Tensor:
+        """[] what balancing adds to the loss; and count who was asked."""
+        for layer in routing:
+            counts_E = layer.counts(mask_BT.flatten())
+            self.asked[layer.router] = counts_E + self.asked.get(layer.router, 0)
+        if self.balancing.kind in ("sequence", "batch"):
+            return moe.balance_loss(routing, mask_BT, self.balancing)
         return torch.zeros((), device=self.device)
 
+    def after_step(self) -> dict[str, float]:
+        """Whenever the weights have moved: adjust what balances the experts by other means than a loss; what to plot of it."""
+        if not self.asked:
+            return {}
+        if self.balancing.kind == "bias":
+            for router, counts_E in self.asked.items():
+                moe.adjust(router, counts_E, self.balancing.rate)
+        plotted = moe.columns(torch.stack(list(self.asked.values())))
+        self.asked.clear()
+        return plotted
+
     def flops_per_token(self) -> int:
-        """2N: a multiplication and an addition for every weight a token meets, embedding look-ups apart."""
+        """2N: a multiplication and an addition for every weight a token meets, embedding look-ups and drafts apart."""
         tied = self.model.get_input_embeddings().weight is self.model.get_output_embeddings().weight
-        n = sum(p.numel() for p in self.parameters()) - (0 if tied else self.model.get_input_embeddings().weight.numel())
-        return 2 * n
+        look_up = 0 if tied else self.model.get_input_embeddings().weight.numel()
+        drafts = active(self.model.mtp, self.model.config) if self.drafts else 0
+        return 2 * (active(self.model, self.model.config) - look_up - drafts)
+
+    def aux_flops_per_token(self, pretraining: bool = False) -> int:
+        """2N of the drafts, and of the head once for each, where they are trained."""
+        if not self.drafts or not (self.mtp_weights.weight if pretraining else self.mtp_weights.post_weight):
+            return 0
+        head = self.model.get_output_embeddings().weight.numel()
+        return 2 * (active(self.model.mtp, self.model.config) + self.drafts * head)
 
     def frozen(self) -> Policy:
         """Itself, never to be trained again."""
@@ -93,8 +159,15 @@ class Scalar(nn.Module):
 
     def flops_per_token(self) -> int:
         """2N, embedding look-ups apart."""
-        n = sum(p.numel() for p in self.parameters()) - self.backbone.get_input_embeddings().weight.numel()
-        return 2 * n
+        return 2 * (active(self, self.backbone.config) - self.backbone.get_input_embeddings().weight.numel())
+
+
+def active(module: nn.Module, config: Any) -> int:
+    """Weights that a token meets: of a layer's E experts, K."""
+    return sum(
+        p.numel() * config.num_experts_per_tok // p.shape[0] if ".experts." in name and p.ndim == 3 else p.numel()
+        for name, p in module.named_parameters()
+    )
 
 
 def checksum(module: nn.Module) -> str:

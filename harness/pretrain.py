@@ -18,17 +18,22 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from harness import files, models, plugins
+from harness import files, models, moe, plugins
 from harness.method import Batch, padded
 from harness.models import Recipe
+from harness.muon import StackedMuon
 from harness.policy import Policy
 from harness.task import Task
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
+HELD_OUT = 128  # validation problems of each family
+MASKED = (0, 1, 2, 4)  # experts that every token is kept from, to see what the best of them carry
+NEWTON_SCHULZ = 3  # steps
 MAX_GRAD_NORM = 16.0  # of the loss summed over a completion's tokens
 
 Progress = Callable[[int, float], None]  # (step, loss)
@@ -82,33 +87,33 @@ def batches(recipe: Recipe, tokenizer: Any) -> Iterator[Batch]:
 
 
 def muon_and_adamw(policy: Policy, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices inside the layers, AdamW for embeddings and norms.
+    """Muon (Jordan et al. 2024) for the matrices inside the layers, AdamW for embeddings, norms and routers.
 
     At this size it halves the steps that AdamW alone needs for the same loss.
     """
-    matrices = [p for name, p in policy.named_parameters() if p.ndim == 2 and "embed" not in name]
-    rest = [p for name, p in policy.named_parameters() if not (p.ndim == 2 and "embed" not in name)]
+    routed = {id(router.weight) for router in moe.routers(policy)}
+    kinds: dict[str, list[Any]] = {"matrices": [], "stacks": [], "rest": []}
+    for name, p in policy.named_parameters():
+        stack, matrix = p.ndim == 3, p.ndim == 2 and "embed" not in name and id(p) not in routed
+        if p.numel():
+            kinds["stacks" if stack else "matrices" if matrix else "rest"].append((name, p))
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=recipe.matrix_lr, weight_decay=0.0, ns_steps=3, adjust_lr_fn="original"),
-        torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.Muon(
+            [p for _, p in kinds["matrices"]],
+            lr=recipe.matrix_lr,
+            weight_decay=0.0,
+            ns_steps=NEWTON_SCHULZ,
+            adjust_lr_fn="original",
+        ),
+        torch.optim.AdamW([p for _, p in kinds["rest"]], lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
+    if kinds["stacks"]:
+        groups = [{"params": [p], "parts": 2 if "gate_up" in name else 1} for name, p in kinds["stacks"]]
+        optimizers.append(StackedMuon(groups, lr=recipe.matrix_lr, ns_steps=NEWTON_SCHULZ))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
-
-
-def new(recipe: Recipe, tokenizer: Any) -> Any:
-    """The recipe's architecture with random weights."""
-    config = AutoConfig.for_model(
-        **recipe.architecture,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        tie_word_embeddings=True,
-    )
-    return AutoModelForCausalLM.from_config(config)
 
 
 def pretrain(recipe: Recipe, folder: Path, progress: Progress, start: Path | None = None) -> dict[str, Any]:
@@ -120,15 +125,16 @@ def pretrain(recipe: Recipe, folder: Path, progress: Progress, start: Path | Non
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     tokenizer = character_tokenizer()
-    model = models.load(start)[0] if start else new(recipe, tokenizer)
+    model = models.load(start)[0] if start else models.new(recipe.architecture, tokenizer)
     policy = Policy(model)
     optimizers = muon_and_adamw(policy, recipe)
-    started, tokens, losses = time.perf_counter(), 0, list[float]()
+    started, tokens, rows = time.perf_counter(), 0, list[dict[str, float]]()
     stream = batches(recipe, tokenizer)
     for step in range(recipe.steps):
         batch = next(stream)
         nll_BT = -policy.logp(batch.tokens_BT) * batch.mask_BT
-        (nll_BT.sum() / len(batch) + policy.aux_loss()).backward()
+        completion = batch.mask_BT.sum() / len(batch)  # tokens, on average: the loss is summed over them
+        (nll_BT.sum() / len(batch) + completion * policy.aux_loss(batch, pretraining=True)).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM)
         done = step / recipe.steps
         for optimizer in optimizers:
@@ -137,18 +143,61 @@ def pretrain(recipe: Recipe, folder: Path, progress: Progress, start: Path | Non
             optimizer.step()
             optimizer.zero_grad()
         tokens += batch.size()
-        losses.append(float(nll_BT.detach().sum() / batch.mask_BT.sum()))
-        progress(step + 1, losses[-1])
-    tail = losses[-20:]
+        rows.append({"step": step + 1, "loss": float(nll_BT.detach().sum() / batch.mask_BT.sum()), **policy.after_step()})
+        progress(step + 1, rows[-1]["loss"])
+    tail = [row["loss"] for row in rows[-20:]]
     facts = {
         "recipe": recipe.id,
         "parameters": sum(p.numel() for p in policy.parameters()),
         "tokens": tokens,
+        "flops": 3 * tokens * (policy.flops_per_token() + policy.aux_flops_per_token(pretraining=True)),
         "loss": round(sum(tail) / len(tail), 4),
         "seconds": round(time.perf_counter() - started, 1),
+        **held_out(recipe, policy.frozen(), tokenizer),
     }
     with files.folder(folder) as temporary:
-        policy.model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        models.save(policy.model, tokenizer, temporary)
         files.write_json(temporary / "pretrained.json", facts)
+        files.write(temporary / "pretraining.jsonl", files.jsonl(rows))
+    return facts
+
+
+@torch.no_grad()
+def held_out(recipe: Recipe, policy: Policy, tokenizer: Any) -> dict[str, Any]:
+    """What a base says of worked solutions that it has not seen, the same for all bases of the same tasks.
+
+    held_out        mean -log π of a completion token over the families, in nats
+    families        the same of each family
+    masked          held_out with every token kept from the so many experts that its router scores highest
+    load            of each family, [L][E] how often an expert is asked over the mean of its layer
+    max_violation   global: the greatest load, over all layers and the tokens of all families, less 1
+    """
+    families, loads = dict[str, float](), dict[str, Tensor]()
+    masked = {r: list[float]() for r in MASKED}
+    for name in dict.fromkeys(recipe.tasks):
+        problems = plugins.find("tasks", name).problems("validation")[:HELD_OUT]
+        prompts, solutions = (
+            tokenizer(texts)["input_ids"] for texts in ([p.prompt for p in problems], [p.solution for p in problems])
+        )
+        batch = padded(prompts, [[*ids, tokenizer.eos_token_id] for ids in solutions], tokenizer.pad_token_id)
+
+        def loss(batch: Batch = batch) -> float:
+            return float((-policy.logp(batch.tokens_BT) * batch.mask_BT).sum() / batch.mask_BT.sum())
+
+        with moe.watched(policy.model) as routing:
+            families[name] = loss()
+        if routing:
+            loads[name] = torch.stack([layer.counts(batch.mask_BT[:, 1:].flatten()) for layer in routing])
+            for r in MASKED:
+                with moe.without_the_best(policy.model, r):
+                    masked[r].append(loss())
+    facts: dict[str, Any] = {"held_out": sum(families.values()) / len(families), "families": families}
+    if loads:
+        total_LE = moe.relative(torch.stack(list(loads.values())).sum(0))
+        facts |= {
+            "masked": {r: sum(losses) / len(losses) for r, losses in masked.items()},
+            "load": {name: moe.relative(counts_LE).tolist() for name, counts_LE in loads.items()},
+            "max_violation": float(total_LE.max() - 1),
+            "collapsed": int((total_LE < moe.COLLAPSED).sum()),
+        }
     return facts

@@ -37,6 +37,7 @@ from harness.tracker import Tracker
 
 SHOWN = 4  # rollouts written to samples.jsonl
 SHOWN_EVERY = 10  # steps
+CURVE = 200  # points of the pretraining's
 ROUNDS = 8  # of sampling, before a source of data that gives nothing ends the run
 
 
@@ -46,8 +47,9 @@ class Run:
         self.task: Task = plugins.find("tasks", config.task)
         self.other_tasks: list[Task] = [plugins.find("tasks", name) for name in config.evaluation.other_tasks]
         self.root = root
-        base = models.location(config.model, root)
+        base = models.made(config.base, config.model, root)
         self.tokenizer = models.inspect(base)
+        self.made = pretraining(base)  # what its base was made of
         self.policy = self._load(root / "runs" / config.start / "model" if config.start else base)
         self.frozen: dict[str, tuple[nn.Module, str]] = {}  # what must not change, and its checksum
         self.reference = copy.deepcopy(self.policy)  # π_ref: the policy's own start
@@ -238,6 +240,12 @@ class Run:
         self._line += 1
         self.tracker.log(row)
 
+    def write_load(self, task: str, load_LE: list[list[float]]) -> None:
+        """How often each expert of each layer was asked, over the mean of the layer; once for every step and task."""
+        rows = files.read_jsonl(self.folder / "experts.jsonl")
+        kept = [row for row in rows if (row["step"], row["task"]) != (self.step, task)]
+        files.write(self.folder / "experts.jsonl", files.jsonl([*kept, {"step": self.step, "task": task, "load": load_LE}]))
+
     def write_evaluation(self, split: str, lines: list[dict[str, Any]]) -> None:
         files.write(self.folder / "evals" / f"{self.step:06d}-{split}.jsonl", files.jsonl(lines))
 
@@ -289,8 +297,7 @@ class Run:
     def save_model(self) -> None:
         """The trained policy in the layout that `from_pretrained` loads."""
         with files.folder(self.folder / "model") as temporary:
-            self.policy.model.save_pretrained(temporary)
-            self.tokenizer.save_pretrained(temporary)
+            models.save(self.policy.model, self.tokenizer, temporary)
 
     def done(self) -> None:
         """Mark the run as finished; its checkpoint has served."""
@@ -305,6 +312,14 @@ def some(draw: Callable[[], B], nothing: str) -> B:
         if len(batch := draw()):
             return batch
     raise TrustError(f"{nothing}, in each of {ROUNDS} rounds: there is nothing to learn from")
+
+
+def pretraining(base: Path) -> dict[str, Any]:
+    """How a base came to be, where it was pretrained here: pretrained.json and `curve`, at most 200 lines of pretraining.jsonl."""
+    if not (base / "pretrained.json").exists():
+        return {}
+    rows = files.read_jsonl(base / "pretraining.jsonl")
+    return {**files.read_json(base / "pretrained.json"), "curve": rows[:: max(1, -(-len(rows) // CURVE))]}
 
 
 @lru_cache(maxsize=2)

@@ -40,7 +40,7 @@ def train(method: Method[B], run: Run, stop: Callable[[], bool] = lambda: False)
 
     def loss(part: B) -> tuple[Tensor, Metrics]:
         value, metrics = method.loss(run.policy, part)
-        return value + run.policy.aux_loss(), metrics | {"loss": value.item()}
+        return value + run.policy.aux_loss(part), metrics | {"loss": value.item()}
 
     saved = run.step
     while run.spent() < 1:
@@ -54,7 +54,8 @@ def train(method: Method[B], run: Run, stop: Callable[[], bool] = lambda: False)
         if run.step == 0:
             checks.first_batch(run, batch)
         for rows in run.shuffled(len(batch), *method.passes()):
-            columns = descend(run, optimizer, batch[rows], loss, method.flops_per_token(run.policy))  # 2. and 3.
+            flops = method.flops_per_token(run.policy) + run.policy.aux_flops_per_token()
+            columns = descend(run, optimizer, batch[rows], loss, flops)  # 2. and 3.
             if run.step == 0:
                 checks.first_loss(run, columns["loss"], method.first_loss)
             run.step += 1
@@ -84,6 +85,7 @@ def descend(run: Run, optimizer: Optimizer, batch: B, loss: Loss[B], flops_per_t
     checks.finite(columns["loss"], norms, run.step + 1)
     optimizer.step()  # 3. apply a gradient step
     optimizer.zero_grad()
+    columns |= run.policy.after_step()
     return {**columns, "grad_norm": norms[0], "learning_rate": optimizer.param_groups[0]["lr"]}
 
 

@@ -6,13 +6,14 @@ import signal
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-from harness import files
+from harness import files, models
 from harness.comparison import RunConfig
 from harness.environment import environment
 from harness.errors import BUSY, INTERRUPTED, RUNS_FAILED, BakeoffError
@@ -53,6 +54,7 @@ def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror
     try:
         run = Run(config, root, folder, tracker)
         files.write_json(folder / "environment.json", environment(config.threads, config.device))
+        files.write_json(folder / "base.json", {**asdict(models.facts(run.policy.model)), **run.made})
         method = config.build()
         files.write_json(folder / "card.json", method.card())
         train(method, run, stop)

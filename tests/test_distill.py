@@ -27,9 +27,9 @@ from enumerable import (
 from torch import Tensor
 
 from harness import ops
-from harness.comparison import validated
 from harness.errors import BakeoffError, TrustError
 from harness.method import Batch
+from harness.parse import validated
 from methods.distill import Distill
 
 torch.set_num_threads(1)

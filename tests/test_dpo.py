@@ -20,8 +20,8 @@ from enumerable import (
 )
 from torch import Tensor
 
-from harness.comparison import validated
 from harness.errors import BakeoffError
+from harness.parse import validated
 from harness.policy import Policy
 from methods._preferences import Pairs
 from methods.dpo import DPO, DPOBatch, preference_loss

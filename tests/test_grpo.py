@@ -24,8 +24,8 @@ from enumerable import (
 from torch import Tensor
 
 from harness import ops
-from harness.comparison import validated
 from harness.errors import BakeoffError
+from harness.parse import validated
 from harness.policy import Policy
 from methods.grpo import GRPO, Aggregation, GRPOBatch, advantages, surrogate, weights
 

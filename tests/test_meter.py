@@ -7,9 +7,9 @@ from dataclasses import fields
 
 import pytest
 
-from harness.comparison import validated
 from harness.errors import BakeoffError
 from harness.meter import CLOCK, Budget, Meter
+from harness.parse import validated
 
 LIMITS = ("flops", "sampled_tokens", "trained_tokens", "seconds", "steps")
 

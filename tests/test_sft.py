@@ -10,9 +10,9 @@ import torch
 from enumerable import LONGEST, Enumeration, N, Tabular, close, completions, expected, lengths, minimise, probability
 from torch import Tensor, nn
 
-from harness.comparison import validated
 from harness.errors import BakeoffError, TrustError
 from harness.method import Batch, padded
+from harness.parse import validated
 from harness.policy import Policy
 from methods.sft import SFT
 

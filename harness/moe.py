@@ -1,0 +1,141 @@
+"""Mixtures of experts: who is asked, and what keeps the load even.
+
+    s_te    score of expert e for token t, from the router;  the K best of s_te + b_e are asked, and weigh by s_te alone
+    f_e     E/(K·T) Σ_t [e is asked for t]        1 for every expert when the load is even
+    P_e     1/T Σ_t s_te / Σ_e' s_te'
+    MaxVio  max_e f_e - 1                         of one batch, or of all held-out tokens (global)
+
+Balancing, one of (DeepSeek-V3, arXiv:2412.19437, §2.1.2; Wang et al. 2024, arXiv:2408.15664):
+
+    none
+    sequence   α Σ_e f_e P_e over the tokens of each sequence, then the mean over sequences, added to any loss
+    batch      the same over all tokens that pass through the model at once. It is not linear in the batch: with several
+               micro-batches it is the mean of theirs
+    bias       after every step  b_e ← b_e + u·sign(mean load - load_e): the bias selects, it never weighs
+
+Which one is part of a model's config (`balancing`), so that it acts in pretraining and in every method alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+COLLAPSED = 0.1  # of the mean load: an expert below it is hardly ever asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balancing:
+    kind: Literal["none", "sequence", "batch", "bias"] = "none"
+    alpha: float = 0.0  # α
+    rate: float = 0.0  # u
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0 or self.rate < 0:
+            raise ValueError("alpha and rate must not be negative")
+        needed = {"none": None, "sequence": "alpha", "batch": "alpha", "bias": "rate"}[self.kind]
+        for name in ("alpha", "rate"):
+            if (getattr(self, name) > 0) != (name == needed):
+                raise ValueError(f"{self.kind!r} needs {needed} above 0 and nothing else" if needed else f"none takes no {name}")
+
+
+@dataclass
+class Routing:
+    """What a router did with N tokens: E experts, of whom K are asked."""
+
+    router: nn.Module
+    logits_NE: Tensor
+    asked_NK: Tensor  # indices
+
+    def shares(self) -> Tensor:
+        """[N, E] scores, of all experts 1 together."""
+        scores_NE = self.logits_NE.sigmoid()
+        return scores_NE / scores_NE.sum(-1, keepdim=True)
+
+    def counts(self, mask_N: Tensor) -> Tensor:
+        """[E] how often each expert is asked for the masked tokens."""
+        asked_MK = self.asked_NK[mask_N.bool()]
+        return torch.bincount(asked_MK.flatten(), minlength=self.logits_NE.shape[-1]).float()
+
+
+def routers(model: nn.Module) -> list[nn.Module]:
+    """The routers of all layers that have experts, in their order."""
+    return [m for m in model.modules() if type(m).__name__.lower().endswith("topkrouter")]
+
+
+@contextmanager
+def watched(model: nn.Module) -> Generator[list[Routing]]:
+    """What each router does in the forward pass of the block."""
+    found = list[Routing]()
+    handles = [
+        router.register_forward_hook(lambda router, _inputs, out: found.append(Routing(router, out[0], out[2])))
+        for router in routers(model)
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def without_the_best(model: nn.Module, r: int) -> Generator[None]:
+    """Keep every token from the r experts that it scores highest, and ask the next K (DeepSeekMoE, arXiv:2401.06066, Fig. 4)."""
+
+    def ask_others(router: Any, _inputs: Any, out: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        scores_NE = out[0].sigmoid()
+        choice_NE = scores_NE + router.e_score_correction_bias
+        asked_NK = choice_NE.topk(r + router.top_k, dim=-1).indices[:, r:]
+        weights_NK = scores_NE.gather(1, asked_NK)
+        if router.norm_topk_prob:
+            weights_NK = weights_NK / (weights_NK.sum(-1, keepdim=True) + 1e-20)
+        return out[0], weights_NK * router.routed_scaling_factor, asked_NK
+
+    handles = [router.register_forward_hook(ask_others) for router in routers(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def balance_loss(routing: Sequence[Routing], mask_BT: Tensor, balancing: Balancing) -> Tensor:
+    """[] α Σ_e f_e P_e, summed over layers; `sequence` or `batch` says over which tokens."""
+    b, t = mask_BT.shape
+    rows = (b, t) if balancing.kind == "sequence" else (1, b * t)
+    total = torch.zeros((), device=mask_BT.device)
+    mask_RT1 = mask_BT.reshape(*rows, 1)
+    n_R1 = mask_RT1.sum(1).clamp(min=1)
+    for layer in routing:
+        experts, k = layer.logits_NE.shape[-1], layer.asked_NK.shape[-1]
+        asked_NE = torch.zeros_like(layer.logits_NE).scatter_(1, layer.asked_NK, 1.0)
+        f_RE = (asked_NE.view(*rows, experts) * mask_RT1).sum(1) * experts / (k * n_R1)
+        p_RE = (layer.shares().view(*rows, experts) * mask_RT1).sum(1) / n_R1
+        total = total + (f_RE * p_RE).sum(-1).mean()
+    return balancing.alpha * total
+
+
+@torch.no_grad()
+def adjust(router: Any, counts_E: Tensor, rate: float) -> None:
+    """b_e ← b_e + u·sign(mean load - load_e)."""
+    router.e_score_correction_bias += rate * torch.sign(counts_E.mean() - counts_E)
+
+
+def relative(counts_LE: Tensor) -> Tensor:
+    """[L, E] load over the mean load of the layer."""
+    return counts_LE / counts_LE.mean(-1, keepdim=True).clamp(min=1e-9)
+
+
+def columns(counts_LE: Tensor) -> dict[str, float]:
+    """What to plot of a batch: MaxVio and the least load, of the worst layer, and how many experts are hardly ever asked."""
+    load_LE = relative(counts_LE)
+    return {
+        "moe/max_violation": float((load_LE.max(-1).values - 1).max()),
+        "moe/min_load": float(load_LE.min()),
+        "moe/collapsed": float((load_LE < COLLAPSED).sum()),
+    }
