@@ -109,7 +109,7 @@ class Attention(ABC):
         return self.found(query, [buffer[:, : place.used] for buffer in self.buffers], place.mask)
 
     def keep(self, rows: Tensor, used: int) -> None:
-        self.buffers = [kept(buffer, rows, used) for buffer in self.buffers]
+        self.buffers = [front(buffer, rows, used) for buffer in self.buffers]
 
     @abstractmethod
     def projected(self, x_BTE: Tensor, turns: Turns) -> tuple[Tensor, list[Tensor]]:
@@ -152,14 +152,10 @@ class Latent(Attention):
 
     def __init__(self, attention: Any):
         c = attention.config
-        self.heads, self.rank, self.rotary, self.scale = (
-            c.num_attention_heads,
-            c.kv_lora_rank,
-            c.qk_rope_head_dim,
-            attention.scaling,
-        )
-        plain = c.qk_nope_head_dim
-        keys_HDR, values_HDR = attention.kv_b_proj.weight.view(self.heads, -1, self.rank).split([plain, c.v_head_dim], 1)
+        self.heads, self.rank, self.rotary = c.num_attention_heads, c.kv_lora_rank, c.qk_rope_head_dim
+        self.scale = attention.scaling
+        nope = c.qk_nope_head_dim
+        keys_HDR, values_HDR = attention.kv_b_proj.weight.view(self.heads, -1, self.rank).split([nope, c.v_head_dim], 1)
         self.keys_HDR, self.values_HRD = keys_HDR, values_HDR.transpose(1, 2)
         self.latent_norm, self.query_norm = attention.kv_a_layernorm, attention.q_a_layernorm
         self.out = attention.o_proj.weight.t()
@@ -168,7 +164,7 @@ class Latent(Attention):
         if c.rope_interleave:  # pairs that turn together stand side by side: bring the first of each to the front
             order_D = order_D.view(-1, 2).t().flatten()
         straight = attention.q_proj or attention.q_b_proj
-        plain_HDE, rotary_HDE = straight.weight.view(self.heads, plain + self.rotary, -1).split([plain, self.rotary], 1)
+        plain_HDE, rotary_HDE = straight.weight.view(self.heads, nope + self.rotary, -1).split([nope, self.rotary], 1)
         query = torch.cat([plain_HDE.flatten(0, 1), rotary_HDE[:, order_D].flatten(0, 1)])
         latent_RE, key_DE = attention.kv_a_proj_with_mqa.weight.split([self.rank, self.rotary])
         first = query if self.query_norm is None else attention.q_a_proj.weight
@@ -350,7 +346,7 @@ def roomy(x_PT: Tensor, group: int, limit: int) -> Tensor:
     return buffer
 
 
-def kept(buffer: Tensor, rows: Tensor, used: int) -> Tensor:
+def front(buffer: Tensor, rows: Tensor, used: int) -> Tensor:
     """These rows of a buffer, moved to its front."""
     buffer[: len(rows), :used] = buffer[rows, :used]
     return buffer[: len(rows)]

@@ -7,7 +7,7 @@ the t-th of them. So samples do not depend on the batch they were drawn in, on w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,15 @@ class Samples:
     def __getitem__(self, rows: Sequence[int]) -> Samples:
         return Samples([self.tokens[i] for i in rows], [self.logp[i] for i in rows], [self.ended[i] for i in rows])
 
+    def add(self, tokens_BN: Tensor, logp_BN: Tensor, eos: int) -> None:
+        """Rows that end with their first EOS, or with their last column."""
+        for row, logp in zip(tokens_BN.tolist(), logp_BN.tolist(), strict=True):
+            ended = eos in row
+            n = row.index(eos) + 1 if ended else len(row)
+            self.tokens.append(row[:n])
+            self.logp.append(logp[:n])
+            self.ended.append(ended)
+
 
 def uniforms(key: str, n: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """[n] numbers in [0, 1) that depend on the key alone."""
@@ -49,21 +58,31 @@ def generate(
     keys      P·group strings, one a completion; None decodes greedily
     """
     out = Samples([], [], [])
+    for part, u_BN in batches(policy, prompts, group, keys, limit):
+        out.add(*decode(policy, part, group, u_BN, limit, eos, pad), eos)
+    return out
+
+
+def batches(
+    policy: Policy, prompts: Sequence[list[int]], group: int, keys: Sequence[str] | None, n: int
+) -> Iterator[tuple[Sequence[list[int]], Tensor | None]]:
+    """Prompts whose completions are decoded at once, and [B, n] random numbers of these completions."""
     step = max(1, ROWS // group)
     for start in range(0, len(prompts), step):
         part = prompts[start : start + step]
         u_BN = None
         if keys is not None:
             rows = keys[start * group : (start + len(part)) * group]
-            u_BN = torch.from_numpy(np.stack([uniforms(key, limit) for key in rows])).to(policy.device)
-        tokens_BN, logp_BN = decode(policy, part, group, u_BN, limit, eos, pad)
-        for row, logp in zip(tokens_BN.tolist(), logp_BN.tolist(), strict=True):
-            ended = eos in row
-            n = row.index(eos) + 1 if ended else limit
-            out.tokens.append(row[:n])
-            out.logp.append(logp[:n])
-            out.ended.append(ended)
-    return out
+            u_BN = torch.from_numpy(np.stack([uniforms(key, n) for key in rows])).to(policy.device)
+        yield part, u_BN
+
+
+def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device, least: int = 0) -> tuple[Tensor, Tensor]:
+    """[P, T] tokens, and 1 where they are seen; T is `least` or more."""
+    width = max(least, *map(len, prompts))
+    rows_PT = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    seen_PT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return rows_PT, seen_PT
 
 
 def decode(
@@ -73,9 +92,8 @@ def decode(
 
     Prompts are read once a group, padded on the left; finished rows leave the batch when a quarter of it has finished.
     """
-    device, width = policy.device, max(map(len, prompts))
-    rows_PT = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
-    seen_PT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    device = policy.device
+    rows_PT, seen_PT = left_padded(prompts, pad, device)
     tokens_BN = torch.full((len(prompts) * group, limit), eos, device=device)
     logp_BN = torch.zeros(tokens_BN.shape, device=device)
     alive_B = torch.arange(len(tokens_BN), device=device)  # rows of the result that the engine still holds
@@ -102,10 +120,12 @@ def decode(
 def pick(logits_BV: Tensor, u_B: Tensor | None) -> tuple[Tensor, Tensor]:
     """[B] a token each and its log-probability: the u-quantile of the distribution, or its mode."""
     logp_BV = logits_BV.log_softmax(-1)
-    if u_B is None:
-        token_B = logp_BV.argmax(-1)
-    else:
-        cdf_BV = logp_BV.double().exp().cumsum(-1)
-        token_B = torch.searchsorted(cdf_BV, (u_B * cdf_BV[:, -1])[:, None], right=True).squeeze(-1)
-        token_B = token_B.clamp(max=logp_BV.shape[-1] - 1)
+    token_B = logp_BV.argmax(-1) if u_B is None else quantile(logp_BV.double().exp(), u_B)
     return token_B, logp_BV.gather(-1, token_B[:, None]).squeeze(-1)
+
+
+def quantile(p_BV: Tensor, u_B: Tensor) -> Tensor:
+    """[B] the u-quantile of each distribution, which need not add up to 1."""
+    cdf_BV = p_BV.cumsum(-1)
+    token_B = torch.searchsorted(cdf_BV, (u_B * cdf_BV[:, -1])[:, None], right=True).squeeze(-1)
+    return token_B.clamp(max=p_BV.shape[-1] - 1)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.process import BaseProcess
@@ -87,6 +88,15 @@ class Lines:
         print(text, file=self.console.file, flush=True)
 
 
+class Silent:
+    """Nothing: for a process of several that somebody else speaks for."""
+
+    def add(self, name: str, total: float) -> Update:  # noqa: ARG002
+        return lambda _done, _note: None
+
+    def say(self, text: str) -> None: ...
+
+
 @contextmanager
 def display() -> Generator[Display]:
     """Progress goes to stderr."""
@@ -116,6 +126,30 @@ def ensure_base(recipe: Recipe, root: Path, show: Display) -> Path:
     return folder
 
 
+def ensure_bases(recipes: Sequence[Recipe], root: Path, threads: int, show: Display) -> None:
+    """Pretrain the bases that are missing, several at a time where each leaves some of the threads to others."""
+    missing = list({recipe.id: recipe for recipe in recipes if not (root / "bases" / recipe.id).exists()}.values())
+    for start in sorted({recipe.start for recipe in missing if recipe.start}):
+        ensure_base(models.presets()[start], root, show)
+    at_once = min(len(missing), threads // max((recipe.threads for recipe in missing), default=1))
+    if at_once < 2:
+        for recipe in missing:
+            ensure_base(recipe, root, show)
+        return
+    show.say(f"pretraining {len(missing)} bases, {at_once} at a time")
+    update = show.add("pretraining", len(missing))
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("forkserver")) as pool:
+        waiting = {pool.submit(ensure_base, recipe, root, Silent()): recipe for recipe in missing}
+        try:
+            for done, future in enumerate(as_completed(waiting), start=1):
+                facts = files.read_json(future.result() / "pretrained.json")
+                show.say(f"pretrained {waiting[future].id}: loss {facts['loss']:.3f}, {facts['seconds']:.0f} s")
+                update(done, f"{done} of {len(missing)}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 def launch(
     comparison: Comparison, root: Path, source: str, command: str, workers: int, fresh: bool, mirror: bool
 ) -> tuple[list[RunConfig], Outcome]:
@@ -132,11 +166,9 @@ def launch(
         outcome = Outcome(done=[run.id for run in runs if is_done(root, run)])
         missing = [run for run in runs if run.id not in outcome.done]
         show.say(f"{comparison.name}: {len(outcome.done)} done, {len(missing)} to go")
-        for run in missing:
-            others = (models.presets().get(run.options[name]) for name in run.others)
-            for recipe in (comparison.recipe(run.model, run.seed), *others):
-                if recipe:
-                    ensure_base(recipe, root, show)
+        recipes = [comparison.recipe(run.model, run.seed) for run in missing]
+        recipes += [models.presets().get(run.options[name]) for run in missing for name in run.others]
+        ensure_bases([recipe for recipe in recipes if recipe], root, workers * comparison.threads, show)
         work(missing, root, comparison.name, workers, mirror, show, outcome)
     return runs, outcome
 

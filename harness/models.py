@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from harness.parse import validated
 from harness.task import Task
 
 PRESETS = Path(__file__).with_name("presets.toml")
+# keys of an architecture beside the fields of its transformers config: ours, and those that transformers takes without a field
+OWN = ("balancing", "mtp", "model_type", "num_nextn_predict_layers", "head_dim", "partial_rotary_factor", "rope_theta")
 CACHED = 16  # tokens, to measure a cache
 DRAFTS = "mtp.safetensors"  # file of the modules of multi-token prediction
 
@@ -78,44 +81,84 @@ def recipes(tables: Mapping[str, Mapping[str, Any]], known: Mapping[str, Recipe]
     """
     made = dict[str, Recipe]()
     for name, table in tables.items():
-        found, changes = {**known, **made}, dict(table)
-        start = dict[str, Any]()
-        if like := changes.pop("like", None):
-            if like not in found:
-                raise BakeoffError(f"{where}: {name}.like: no base named {like!r}{meant(str(like), found)}")
-            start = asdict(found[like])
-            changes["architecture"] = {**start["architecture"], **changes.get("architecture", {})}
-        made[name] = validated(Recipe, {**start, **changes, "name": name}, f"{where}: {name}")
-        check_architecture(made[name].architecture, f"{where}: {name}.architecture")
+        at, found, changes = f"{where}: {name}", {**known, **made}, dict(table)
+        architecture, parent = changes.get("architecture", {}), dict[str, Any]()
+        if not isinstance(architecture, Mapping):
+            raise BakeoffError(f"{at}.architecture: must be a table, not {architecture!r}")
+        if (like := changes.pop("like", None)) is not None:
+            if not isinstance(like, str) or like not in found:
+                raise BakeoffError(f"{at}.like: no base named {like!r}{meant(str(like), found)}")
+            parent = asdict(found[like])
+            changes["architecture"] = {**parent["architecture"], **architecture}
+        made[name] = recipe = validated(Recipe, {**parent, **changes, "name": name}, at)
+        starts = known or made  # a base is trained on from a preset
+        if recipe.start and recipe.start not in starts:
+            raise BakeoffError(f"{at}.start: no preset named {recipe.start!r}{meant(recipe.start, starts)}")
+        if recipe.start and architecture:
+            raise BakeoffError(f"{at}.architecture: it is trained on from {recipe.start}, in the architecture of that")
+        if not recipe.start:
+            check_architecture(recipe.architecture, f"{at}.architecture")
     return made
 
 
 def check_architecture(architecture: Mapping[str, Any], where: str) -> None:
     """Refuse by name what no model could be built of."""
-    get = architecture.get
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    for key, cls in {"balancing": Balancing, "mtp": Weights}.items():
+        if not isinstance(table := architecture.get(key, {}), Mapping):
+            raise BakeoffError(f"{where}.{key}: must be a table, not {table!r}")
+        validated(cls, table, f"{where}.{key}")
+    if (kind := architecture.get("model_type")) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise BakeoffError(f"{where}.model_type: transformers has no causal language model named {kind!r}")
+    known = {*vars(AutoConfig.for_model(kind)), *OWN}
+    if unknown := sorted(architecture.keys() - known):
+        raise BakeoffError(f"{where}.{unknown[0]}: unknown key{meant(unknown[0], get_close_matches(unknown[0], known))}")
     try:
-        Balancing(**get("balancing", {}))
-        Weights(**get("mtp", {}))
-    except (TypeError, ValueError) as error:
-        raise BakeoffError(f"{where}: {error}") from None
-    if not architecture:
-        return
-    experts, groups, layers = get("n_routed_experts", 0), get("n_group", 1), get("num_hidden_layers", 0)
-    sparse = get("first_k_dense_replace", layers) < layers
-    wrong = {
-        f"num_nextn_predict_layers = {get('num_nextn_predict_layers')} is below 0": get("num_nextn_predict_layers", 0) < 0,
-        f"num_attention_heads = {get('num_attention_heads')} is not divisible by num_key_value_heads = "
-        f"{get('num_key_value_heads')}": get("num_attention_heads", 1) % (get("num_key_value_heads") or 1) != 0,
-        f"kv_lora_rank = {get('kv_lora_rank')} is above hidden_size = {get('hidden_size')}": (get("kv_lora_rank") or 0)
-        > get("hidden_size", 0),
-        f"n_routed_experts = {experts} is not divisible by n_group = {groups}": sparse and experts % groups != 0,
-        f"num_experts_per_tok = {get('num_experts_per_tok')} is above n_routed_experts = {experts}": sparse
-        and get("num_experts_per_tok", 1) > experts,
-        f"topk_group = {get('topk_group')} is above n_group = {groups}": sparse and get("topk_group", 1) > groups,
-    }
+        config = AutoConfig.for_model(**configured(architecture))
+    except Exception as error:  # a config may be wrong in ways of its own
+        raise BakeoffError(f"{where}: {' '.join(str(error).split())}") from None
+
+    def number(name: str, fewest: int = 1) -> int:
+        value = getattr(config, name, None)
+        if name in architecture or value is not None:
+            if type(value) is not int:
+                raise BakeoffError(f"{where}.{name}: must be a whole number, not {value!r}")
+            if value < fewest:
+                raise BakeoffError(f"{where}: {name} = {value} is below {fewest}")
+        return fewest if value is None else value
+
+    for name in ("intermediate_size", "head_dim"):
+        number(name)
+    number("num_nextn_predict_layers", fewest=0)
+    hidden, layers, heads, keys = map(number, ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"))
+    wrong = {f"num_attention_heads = {heads} is not divisible by num_key_value_heads = {keys}": heads % keys != 0}
+    if hasattr(config, "kv_lora_rank"):
+        wrong[f"kv_lora_rank = {config.kv_lora_rank} is above hidden_size = {hidden}"] = number("kv_lora_rank") > hidden
+    if getattr(config, "first_k_dense_replace", layers) < layers:
+        for name in ("moe_intermediate_size", "n_routed_experts", "num_experts_per_tok"):
+            if name not in architecture:
+                raise BakeoffError(f"{where}.{name}: a mixture of experts needs it")
+        number("moe_intermediate_size")
+        number("n_shared_experts", fewest=0)
+        experts, k, groups, asked = map(number, ("n_routed_experts", "num_experts_per_tok", "n_group", "topk_group"))
+        size = experts // groups
+        wrong |= {
+            f"n_routed_experts = {experts} is not divisible by n_group = {groups}": experts % groups != 0,
+            f"n_routed_experts / n_group = {size} is below 2: a group is scored by its two best": size < 2,
+            f"topk_group = {asked} is above n_group = {groups}": asked > groups,
+            f"num_experts_per_tok = {k} is above n_routed_experts = {experts}": k > experts,
+            f"num_experts_per_tok = {k} is above the {asked * size} experts of topk_group = {asked} groups": k > asked * size,
+        }
     for what, so in wrong.items():
         if so:
             raise BakeoffError(f"{where}: {what}")
+
+
+def configured(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """What a transformers config is made of: TOML has no null, so it is written as "none"."""
+    return {name: None if value == "none" else value for name, value in architecture.items()}
 
 
 def location(model: str, root: Path) -> Path:
@@ -223,11 +266,8 @@ def new(architecture: Mapping[str, Any], tokenizer: Any) -> Any:
     """A model with random weights, and with as many modules to predict further tokens as `num_nextn_predict_layers` says."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings: dict[str, Any] = {
-        name: None if value == "none" else value for name, value in architecture.items()
-    }  # TOML has no null
     config = AutoConfig.for_model(
-        **settings,
+        **configured(architecture),
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

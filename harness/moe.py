@@ -11,7 +11,9 @@ Balancing, one of (DeepSeek-V3, arXiv:2412.19437, §2.1.2; Wang et al. 2024, arX
     sequence   α Σ_e f_e P_e over the tokens of each sequence, then the mean over sequences, added to any loss
     batch      the same over all tokens that pass through the model at once. It is not linear in the batch: with several
                micro-batches it is the mean of theirs
-    bias       after every step  b_e ← b_e + u·sign(mean load - load_e): the bias selects, it never weighs
+    bias       after every step  b_e ← b_e + u·sign(mean load - load_e): the bias selects, it never weighs. The load is that of
+               the last steps (a moving sum that forgets 1/16 a step): a batch here is small and of one kind, and the signs of
+               single batches even out how often an expert is over its mean, not how much
 
 Which one is part of a model's config (`balancing`), so that it acts in pretraining and in every method alike.
 """
@@ -21,24 +23,33 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
+Amount = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+
+KEPT = 15 / 16  # of the load of the steps before
 COLLAPSED = 0.1  # of the mean load: an expert below it is hardly ever asked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Balancing:
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     kind: Literal["none", "sequence", "batch", "bias"] = "none"
-    alpha: float = 0.0  # α
-    rate: float = 0.0  # u
+    alpha: Amount = 0.0  # α
+    rate: Amount = 0.0  # u
 
     def __post_init__(self) -> None:
         if self.alpha < 0 or self.rate < 0:
             raise ValueError("alpha and rate must not be negative")
-        needed = {"none": None, "sequence": "alpha", "batch": "alpha", "bias": "rate"}[self.kind]
+        kinds = {"none": None, "sequence": "alpha", "batch": "alpha", "bias": "rate"}
+        if self.kind not in kinds:
+            raise ValueError(f"kind must be one of {', '.join(kinds)}, not {self.kind!r}")
+        needed = kinds[self.kind]
         for name in ("alpha", "rate"):
             if (getattr(self, name) > 0) != (name == needed):
                 raise ValueError(f"{self.kind!r} needs {needed} above 0 and nothing else" if needed else f"none takes no {name}")
@@ -90,7 +101,14 @@ def without_the_best(model: nn.Module, r: int) -> Generator[None]:
     def ask_others(router: Any, _inputs: Any, out: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         scores_NE = out[0].sigmoid()
         choice_NE = scores_NE + router.e_score_correction_bias
-        asked_NK = choice_NE.topk(r + router.top_k, dim=-1).indices[:, r:]
+        choice_NE = choice_NE.scatter(1, choice_NE.topk(r, dim=-1).indices, -torch.inf)
+        size = choice_NE.shape[-1] // router.num_group
+        two_best_NG = choice_NE.unflatten(1, (-1, size)).topk(2, dim=-1).values.sum(-1)
+        open_NG = torch.zeros_like(two_best_NG).scatter(1, two_best_NG.topk(router.topk_group, dim=-1).indices, 1.0)
+        choice_NE = choice_NE.masked_fill(open_NG.repeat_interleave(size, 1) == 0, -torch.inf)
+        best_NK, asked_NK = choice_NE.topk(router.top_k, dim=-1)
+        if best_NK.isinf().any():
+            raise ValueError(f"without the best {r} there are fewer than {router.top_k} experts to ask")
         weights_NK = scores_NE.gather(1, asked_NK)
         if router.norm_topk_prob:
             weights_NK = weights_NK / (weights_NK.sum(-1, keepdim=True) + 1e-20)

@@ -19,19 +19,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import MtpLayer
 
 from harness import ops
+from harness.moe import Amount
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
     """λ in pretraining and in post-training."""
 
-    weight: float = 0.0
-    post_weight: float = 0.0
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    weight: Amount = 0.0
+    post_weight: Amount = 0.0
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.post_weight < 0:
@@ -50,7 +54,7 @@ class MTP(nn.Module):
         self.apply(model._init_weights)
 
     def hidden(self, model: Any, tokens_BT: Tensor, hidden_BTD: Tensor, detached: bool = False) -> list[Tensor]:
-        """h^1 … h^D, [B, T-k, D] each: at position i of h^k, what is known of the token at i+k+1.
+        """h^1 … h^D, [B, T-k, D] each: at position i of h^k, what is known of the token at i+k+1. Those with T > k alone.
 
         tokens_BT    what the model has read
         hidden_BTD   its last hidden state there
@@ -61,7 +65,7 @@ class MTP(nn.Module):
         if detached:
             embedded_BTD, hidden_BTD = embedded_BTD.detach(), hidden_BTD.detach()
         found = list[Tensor]()
-        for k, layer in enumerate(self.layers, start=1):
+        for k, layer in zip(range(1, tokens_BT.shape[1]), self.layers, strict=False):
             next_BTD = embedded_BTD[:, k:]
             position_1T = torch.arange(next_BTD.shape[1], device=tokens_BT.device)[None]
             mask = create_causal_mask(model.config, next_BTD, None, None, position_ids=position_1T)

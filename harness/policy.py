@@ -30,6 +30,8 @@ class Policy(nn.Module):
     that some models have beyond it, for the sake of a round number, belong to no token.
     """
 
+    lately_RE: Tensor  # how often each expert of each router was asked lately; part of a checkpoint, not of the model
+
     def __init__(self, model: Any, dtype: torch.dtype = torch.float32, vocabulary: int | None = None):
         super().__init__()
         self.model = model
@@ -40,7 +42,10 @@ class Policy(nn.Module):
         self.mtp_weights = Weights(**getattr(config, "mtp", {}))
         self.asked = dict[nn.Module, Tensor]()  # by router, [E] how often each expert was asked since the last step
         self._seen = list[Seen]()  # forward passes that carry gradient, since the last `aux_loss`
-        self.routed = bool(moe.routers(model))  # to experts
+        self.routers = moe.routers(model)
+        if self.routers:
+            experts = len(cast(Tensor, self.routers[0].weight))
+            self.register_buffer("lately_RE", torch.zeros(len(self.routers), experts))
 
     @property
     def device(self) -> torch.device:
@@ -48,6 +53,11 @@ class Policy(nn.Module):
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    @property
+    def routed(self) -> bool:
+        """Whether tokens are handed to experts."""
+        return len(self.routers) > 0
 
     @contextmanager
     def sampling(self) -> Generator[None]:
@@ -110,9 +120,11 @@ class Policy(nn.Module):
         """Whenever the weights have moved: adjust what balances the experts by other means than a loss; what to plot of it."""
         if not self.asked:
             return {}
-        if self.balancing.kind == "bias":
-            for router, counts_E in self.asked.items():
-                moe.adjust(router, counts_E, self.balancing.rate)
+        for i, router in enumerate(self.routers):
+            if router in self.asked:
+                self.lately_RE[i] = moe.KEPT * self.lately_RE[i] + self.asked[router]
+                if self.balancing.kind == "bias":
+                    moe.adjust(router, self.lately_RE[i], self.balancing.rate)
         plotted = moe.columns(torch.stack(list(self.asked.values())))
         self.asked.clear()
         return plotted

@@ -27,11 +27,12 @@ from harness.method import Batch, padded
 from harness.models import Recipe
 from harness.muon import StackedMuon
 from harness.policy import Policy
+from harness.task import Split as ProblemSplit
 from harness.task import Task
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
-HELD_OUT = 128  # validation problems of each family
+HELD_OUT = 512  # documents
 MASKED = (0, 1, 2, 4)  # experts that every token is kept from, to see what the best of them carry
 NEWTON_SCHULZ = 3  # steps
 MAX_GRAD_NORM = 16.0  # of the loss summed over a completion's tokens
@@ -50,25 +51,25 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def documents(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Prompt and completion of train problems, some thinking aloud, some corrupted.
+def documents(recipe: Recipe, split: ProblemSplit = "train") -> Iterator[tuple[str, str, str]]:
+    """The family, prompt and completion of problems, some thinking aloud, some corrupted.
 
     The families take turns; one that the recipe names twice has two.
     """
     tasks: list[Task] = [plugins.find("tasks", name) for name in recipe.tasks]
-    rng = Random(f"corpus/{recipe.seed}")
+    rng = Random(f"corpus/{recipe.seed}" if split == "train" else f"corpus/{split}")
     order = {
         task.name: itertools.cycle(Random(f"corpus/{task.name}").sample(range(n), n))
         for task in tasks
-        if (n := len(task.problems("train")))
+        if (n := len(task.problems(split)))
     }
     for task in itertools.cycle(tasks):
-        problem = task.problems("train")[next(order[task.name])]
+        problem = task.problems(split)[next(order[task.name])]
         completion = problem.solution if rng.random() < recipe.thinking else problem.answer
         if rng.random() < recipe.corrupted:
             at = rng.randrange(len(completion))
             completion = completion[:at] + rng.choice(completion) + completion[at + 1 :]
-        yield problem.prompt, completion
+        yield task.name, problem.prompt, completion
 
 
 def batches(recipe: Recipe, tokenizer: Any) -> Iterator[Batch]:
@@ -78,7 +79,9 @@ def batches(recipe: Recipe, tokenizer: Any) -> Iterator[Batch]:
     """
     stream, rng = documents(recipe), Random(f"batches/{recipe.seed}")
     while True:
-        texts = sorted(itertools.islice(stream, 16 * recipe.batch), key=lambda text: len(text[0] + text[1]))
+        texts = sorted(
+            (text[1:] for text in itertools.islice(stream, 16 * recipe.batch)), key=lambda text: len(text[0] + text[1])
+        )
         chunks = [texts[i : i + recipe.batch] for i in range(0, len(texts), recipe.batch)]
         rng.shuffle(chunks)
         for chunk in chunks:
@@ -164,40 +167,46 @@ def pretrain(recipe: Recipe, folder: Path, progress: Progress, start: Path | Non
 
 @torch.no_grad()
 def held_out(recipe: Recipe, policy: Policy, tokenizer: Any) -> dict[str, Any]:
-    """What a base says of worked solutions that it has not seen, the same for all bases of the same tasks.
+    """What a base says of documents that it has not seen, the same for all bases of the same mixture.
 
-    held_out        mean -log π of a completion token over the families, in nats
+    held_out        mean -log π of a completion token, in nats
     families        the same of each family
-    masked          held_out with every token kept from the so many experts that its router scores highest
+    masked          the same with every token kept from the so many experts that its router scores highest
     load            of each family, [L][E] how often an expert is asked over the mean of its layer
     max_violation   global: the greatest load, over all layers and the tokens of all families, less 1
     """
-    families, loads = dict[str, float](), dict[str, Tensor]()
-    masked = {r: list[float]() for r in MASKED}
-    for name in dict.fromkeys(recipe.tasks):
-        problems = plugins.find("tasks", name).problems("validation")[:HELD_OUT]
-        prompts, solutions = (
-            tokenizer(texts)["input_ids"] for texts in ([p.prompt for p in problems], [p.solution for p in problems])
-        )
-        batch = padded(prompts, [[*ids, tokenizer.eos_token_id] for ids in solutions], tokenizer.pad_token_id)
+    texts = list(itertools.islice(documents(recipe, "validation"), HELD_OUT))
+    asked = dict[str, Tensor]()
 
-        def loss(batch: Batch = batch) -> float:
-            return float((-policy.logp(batch.tokens_BT) * batch.mask_BT).sum() / batch.mask_BT.sum())
+    def losses() -> dict[str, tuple[float, float]]:
+        """Sum over completion tokens, and their number, by family."""
+        found = dict[str, tuple[float, float]]()
+        for name in dict.fromkeys(recipe.tasks):
+            prompts, completions = zip(*(text[1:] for text in texts if text[0] == name), strict=True)
+            ids = [[*row, tokenizer.eos_token_id] for row in tokenizer(list(completions))["input_ids"]]
+            batch = padded(tokenizer(list(prompts))["input_ids"], ids, tokenizer.pad_token_id)
+            with moe.watched(policy.model) as routing:
+                nll_BT = -policy.logp(batch.tokens_BT) * batch.mask_BT
+            if routing:
+                asked.setdefault(name, torch.stack([layer.counts(batch.mask_BT[:, 1:].flatten()) for layer in routing]))
+            found[name] = float(nll_BT.sum()), float(batch.mask_BT.sum())
+        return found
 
-        with moe.watched(policy.model) as routing:
-            families[name] = loss()
-        if routing:
-            loads[name] = torch.stack([layer.counts(batch.mask_BT[:, 1:].flatten()) for layer in routing])
-            for r in MASKED:
-                with moe.without_the_best(policy.model, r):
-                    masked[r].append(loss())
-    facts: dict[str, Any] = {"held_out": sum(families.values()) / len(families), "families": families}
-    if loads:
-        total_LE = moe.relative(torch.stack(list(loads.values())).sum(0))
+    def mean(found: dict[str, tuple[float, float]]) -> float:
+        return sum(total for total, _ in found.values()) / sum(n for _, n in found.values())
+
+    found = losses()
+    facts: dict[str, Any] = {"held_out": mean(found), "families": {name: total / n for name, (total, n) in found.items()}}
+    if asked:
+        masked = dict[int, float]()
+        for r in MASKED:
+            with moe.without_the_best(policy.model, r):
+                masked[r] = mean(losses())
+        load_LE = moe.relative(torch.stack(list(asked.values())).sum(0))
         facts |= {
-            "masked": {r: sum(losses) / len(losses) for r, losses in masked.items()},
-            "load": {name: moe.relative(counts_LE).tolist() for name, counts_LE in loads.items()},
-            "max_violation": float(total_LE.max() - 1),
-            "collapsed": int((total_LE < moe.COLLAPSED).sum()),
+            "masked": masked,
+            "load": {name: moe.relative(counts_LE).tolist() for name, counts_LE in asked.items()},
+            "max_violation": float(load_LE.max() - 1),
+            "collapsed": int((load_LE < moe.COLLAPSED).sum()),
         }
     return facts

@@ -315,7 +315,7 @@ def some(draw: Callable[[], B], nothing: str) -> B:
 
 
 def pretraining(base: Path) -> dict[str, Any]:
-    """How a base came to be, where it was pretrained here: pretrained.json and `curve`, at most 200 lines of pretraining.jsonl."""
+    """How a base came to be, where it was pretrained here: pretrained.json and, as `curve`, 200 lines of pretraining.jsonl."""
     if not (base / "pretrained.json").exists():
         return {}
     rows = files.read_jsonl(base / "pretraining.jsonl")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, isfinite, log10, nan, sqrt
+from typing import Protocol
 
 import numpy as np
+import pandas as pd
 
 from reports.leaderboard import is_base
 from reports.load import Run
@@ -52,6 +54,13 @@ class Panel:
     base: float | None  # height of the base's line, where there is one
 
 
+class Logged(Protocol):
+    """Whatever was logged, one row a step."""
+
+    @property
+    def metrics(self) -> pd.DataFrame: ...
+
+
 @dataclass(frozen=True)
 class Series:
     """One arm over its seeds on a common grid."""
@@ -85,7 +94,7 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([x[b].mean() for b in blocks]), np.array([y[b].mean() for b in blocks])
 
 
-def series(label: str, runs: Sequence[Run], column: str, axis: Axis) -> Series | None:
+def series(label: str, runs: Sequence[Logged], column: str, axis: Axis) -> Series | None:
     """Mean and range over seeds, interpolated onto the first seed's points, over the stretch that all seeds cover."""
     curves: list[tuple[np.ndarray, np.ndarray]] = []
     for run in runs:
@@ -182,6 +191,22 @@ def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return arms
 
 
+def panel(
+    quantity: Quantity,
+    found: Mapping[Axis, Sequence[Series]],
+    looks: Mapping[str, Look],
+    ends: Mapping[Axis, float],
+    base: Sequence[float] = (),
+) -> Panel | None:
+    """The series of one quantity, against each axis; None where there are none."""
+    values = [float(edge) for group in found.values() for s in group for edge in (s.low.min(), s.high.max())]
+    if not values:
+        return None
+    y = _y_axis(quantity, [*values, *base])
+    plots = [_plot(found[axis], axis, quantity, looks, ends[axis], y) for axis in found if found[axis]]
+    return _panel(quantity, plots, y, base)
+
+
 def panels(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[Panel]:
     """A panel for each quantity that some finished run logged, then one for each pair that an arm logged."""
     arms = _arms(runs)
@@ -190,12 +215,9 @@ def panels(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[Panel]:
 
     def draw(quantity: Quantity, wanted: Sequence[tuple[str, Sequence[Run], str]], looks: Mapping[str, Look]) -> None:
         found = {axis: [s for name, seeds, column in wanted if (s := series(name, seeds, column, axis))] for axis in AXES}
-        values = [float(edge) for group in found.values() for s in group for edge in (s.low.min(), s.high.max())]
-        if values:
-            base = _base(runs, quantity.column)
-            y = _y_axis(quantity, values + base)
-            plots = [_plot(found[axis], axis, quantity, looks, ends[axis], y) for axis in AXES if found[axis]]
-            drawn.append(_panel(quantity, plots, y, base))
+        made = panel(quantity, found, looks, ends, _base(runs, quantity.column))
+        if made:
+            drawn.append(made)
 
     for quantity in QUANTITIES:
         draw(quantity, [(label, seeds, quantity.column) for label, seeds in arms.items()], looks)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from reports.leaderboard import Board
 
 ENOUGH_SEEDS = 5
+MANY_MODELS = 2  # with more, they are counted instead of named one by one
 Row = dict[str, Any]
 
 
@@ -23,8 +24,11 @@ def finding(boards: Sequence[Board]) -> str:
     if not scored:
         return "No run has finished yet, so there is nothing to compare."
     several = len(boards) > 1
-    models = len({board.model for board in boards}) > 1
-    clauses = [_clause(board, several, models) for board in scored]
+    models = len({board.model for board in boards})
+    if models > MANY_MODELS:
+        clauses = [_over_models([board for board in scored if board.task == task]) for task in _tasks(scored)]
+    else:
+        clauses = [_clause(board, several, models > 1) for board in scored]
     unscored = len(boards) - len(scored)
     if unscored:
         clauses.append(f"{unscored} of {len(boards)} tasks and models have no finished run")
@@ -54,6 +58,36 @@ def _clause(board: Board, several: bool, models: bool) -> str:
     if others:
         said.append(_against_runner_up(best, others[0]))
     return "; ".join(said + [_control(row, best) for row in rows if row["control"]])
+
+
+def _tasks(boards: Sequence[Board]) -> list[str]:
+    return list(dict.fromkeys(board.task for board in boards))
+
+
+def _over_models(boards: Sequence[Board]) -> str:
+    """Of one task: which arm is best with how many models, and with how many it is told from the base."""
+    best: dict[str, list[str]] = {}
+    deltas: list[Interval] = []
+    for board in boards:
+        trained = [row for row in board.frame.to_dict("records") if row["scores"] and not row["base"] and not row["control"]]
+        if trained:
+            row = trained[0]
+            best.setdefault(row["arm"], []).append(board.model)
+            deltas.append(Interval(row["delta"], row["delta_low"], row["delta_high"], row["delta_seeds"]))
+    if not deltas:
+        return f"on {boards[0].task}, no trained arm has finished"
+    ranked = sorted(best.items(), key=lambda item: -len(item[1]))
+    leads = [f"{arm} with {len(models)} ({', '.join(models)})" for arm, models in ranked]
+    place = f"on {boards[0].task}, of {len(deltas)} models, the best arm is {_listed(leads)}"
+    if all(delta.n < 2 for delta in deltas):
+        return f"{place}, on too few seeds to tell it from the base"
+    above, below = sum(delta.low > 0 for delta in deltas), sum(delta.high < 0 for delta in deltas)
+    fallen = f" and below it with {below}" if below else ""
+    return f"{place}; it is distinguishably above the base with {above} of {len(deltas)}{fallen}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _against_base(best: Row, split: str) -> str:

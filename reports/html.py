@@ -16,8 +16,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import escape, numbers, provenance
+from reports.architectures import architectures
 from reports.curves import Panel, frontier, panels
 from reports.finding import ENOUGH_SEEDS, finding
+from reports.heat import legend
 from reports.intervals import Ranking, ranking
 from reports.leaderboard import Board, leaderboards
 from reports.load import Comparison, Run, load
@@ -40,9 +42,6 @@ class Section:
     panels: list[Panel]
     frontier: Panel | None
     samples: Samples | None
-    cards: list[provenance.Card]
-    shared: list[tuple[str, str]]
-    different: list[provenance.Difference]
 
     @property
     def rows(self) -> list[dict[str, object]]:
@@ -54,11 +53,6 @@ class Section:
         return bool(self.board.frame["ancestors_flops"].notna().any())
 
     @property
-    def choices(self) -> list[str]:
-        """What the methods say about how their arms learn."""
-        return provenance.choices(self.cards)
-
-    @property
     def forgets(self) -> bool:
         """Whether other tasks were asked too."""
         return bool(self.board.frame["forgetting"].notna().any())
@@ -66,7 +60,6 @@ class Section:
 
 def _section(number: int, board: Board, comparison: Comparison, drawn: dict[str, Look]) -> Section:
     runs = comparison.of(board.task, board.model)
-    shared, different = provenance.settings(runs)
     return Section(
         f"s{number}",
         board,
@@ -76,9 +69,6 @@ def _section(number: int, board: Board, comparison: Comparison, drawn: dict[str,
         panels(runs, drawn),
         frontier(runs, drawn),
         samples(runs),
-        provenance.cards(runs),
-        shared,
-        different,
     )
 
 
@@ -99,6 +89,12 @@ def _environment() -> Environment:
         "percent": numbers.percent,
         "points": numbers.points,
         "si": numbers.si,
+        "tick": numbers.tick,
+        "count": numbers.count,
+        "times": numbers.times,
+        "number": lambda value, how: {"percent": numbers.percent, "nats": numbers.nats, "more_nats": numbers.more_nats}[how](
+            value
+        ),
         "pieces": escape.pieces,
         "sortable": lambda value: f"{value:.6g}" if isfinite(value) else "",
     }
@@ -118,6 +114,9 @@ def render(root: Path | str, name: str) -> str:
         counts={status: comparison.count(status) for status in ("done", "failed", "unfinished", "missing")},
         finding=finding(boards),
         sections=[_section(number, board, comparison, drawn) for number, board in enumerate(boards)],
+        architectures=architectures(comparison, boards),
+        legend=legend(),
+        setups=provenance.setups(comparison),
         looks=drawn,
         axes=AXES,
         filters=FILTERS,

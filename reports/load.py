@@ -27,6 +27,7 @@ class ReportError(ValueError):
 
     def __init__(self, path: Path, problem: str):
         super().__init__(f"{path}: {problem}")
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """One object. Raises ReportError for anything else."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
@@ -151,7 +153,7 @@ def _stages(root: Path, config: Record) -> tuple[str, ...]:
     found: dict[str, str] = {}
     while (start := str(config.get("start") or "")) and start not in found:
         path = root / "runs" / start / "config.json"
-        config = _read_json(path) if SAFE_NAME.fullmatch(start) and path.exists() else {}
+        config = read_json(path) if SAFE_NAME.fullmatch(start) and path.exists() else {}
         found[start] = str(config.get("label", start))
     return tuple(reversed(found.values()))
 
@@ -162,7 +164,7 @@ def _load_run(root: Path, identity: str) -> Run:
     if not path.exists():
         reason = "no config.json" if directory.exists() else "no run directory: not started yet, or deleted"
         return Run(identity, directory, "missing", reason)
-    config = _read_json(path)
+    config = read_json(path)
     for key in ("label", "method", "task", "model", "seed"):
         if key not in config:
             raise ReportError(path, f"no `{key}`")
@@ -178,8 +180,8 @@ def _load_run(root: Path, identity: str) -> Run:
         model=str(config["model"]),
         seed=int(config["seed"]),
         config=config,
-        environment=_read_json(environment) if environment.exists() else {},
-        card={key: str(value) for key, value in _read_json(card).items()} if card.exists() else {},
+        environment=read_json(environment) if environment.exists() else {},
+        card={key: str(value) for key, value in read_json(card).items()} if card.exists() else {},
         stages=_stages(root, config),
         metrics=_read_metrics(directory / "metrics.jsonl"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import floor, isfinite, isinf, isnan, log10
 
 DASH = "–"
@@ -20,6 +21,26 @@ def percent(share: float, digits: int = 1) -> str:
 def points(share: float) -> str:
     """A difference of shares, 0.354 → `+35.4`."""
     return signed(share, f"{abs(100 * share):.1f}") if isfinite(share) else DASH
+
+
+def nats(value: float) -> str:
+    """A loss, 0.7717 → `0.772`."""
+    return f"{value:.3f}" if isfinite(value) else DASH
+
+
+def more_nats(value: float) -> str:
+    """A difference of losses, −0.0212 → `−0.021`."""
+    return signed(value, f"{abs(value):.3f}") if isfinite(value) else DASH
+
+
+def count(value: float) -> str:
+    """A mean of counts: 5.0 → `5`, 0.333 → `0.33`."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isfinite(value) else DASH
+
+
+def times(value: float) -> str:
+    """A ratio, 1.357 → `×1.36`."""
+    return f"×{value:.2f}" if isfinite(value) else DASH
 
 
 def si(value: float) -> str:
@@ -49,3 +70,16 @@ def tick(value: float) -> str:
 def _three(size: float) -> str:
     decimals = max(0, 2 - floor(log10(size)))
     return f"{size:.{min(decimals, 3)}f}"
+
+
+def span(counts: Sequence[int], what: str) -> str:
+    """`3 seeds`, `1 to 3 seeds`, `no seed`."""
+    if not counts:
+        return f"no {what}"
+    low, high = min(counts), max(counts)
+    return f"{low} {what}{'s' if low != 1 else ''}" if low == high else f"{low} to {high} {what}s"
+
+
+def said_seeds(seeds: Sequence[int]) -> str:
+    """`seed 0`, `seeds 0, 1, 2`."""
+    return f"seed{'s' if len(seeds) != 1 else ''} {', '.join(map(str, seeds))}"

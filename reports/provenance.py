@@ -6,7 +6,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -34,6 +34,33 @@ class Difference:
 
     key: str
     values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The arms of one task and of one or more models on which they are the same."""
+
+    task: str
+    models: tuple[str, ...]
+    cards: list[Card]
+    shared: list[tuple[str, str]]
+    different: list[Difference]
+
+    @property
+    def choices(self) -> list[str]:
+        """What the methods say about how their arms learn."""
+        return choices(self.cards)
+
+    def like(self, other: Setup) -> bool:
+        """Whether all is the same but for the base."""
+        one, another = ([item for item in setup.shared if item[0] != "base"] for setup in (self, other))
+        return (self.task, self.cards, one, self.different) == (other.task, other.cards, another, other.different)
+
+    def along(self, other: Setup) -> Setup:
+        """Both, with the bases of both."""
+        bases = {key: value for key, value in other.shared if key == "base"}
+        shared = [(key, f"{value}, {bases[key]}" if key in bases else value) for key, value in self.shared]
+        return replace(self, models=self.models + other.models, shared=shared)
 
 
 def written(value: object) -> str:
@@ -95,6 +122,22 @@ def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[Differenc
         else:
             different.append(Difference(key, values))
     return shared, different
+
+
+def setups(comparison: Comparison) -> list[Setup]:
+    """How the arms were set up, in every section; models that differ in their base alone are told of together."""
+    found: list[Setup] = []
+    for task, model in comparison.sections:
+        runs = comparison.of(task, model)
+        shared, different = settings(runs)
+        one = Setup(task, (model,), cards(runs), shared, different)
+        for number, other in enumerate(found):
+            if other.like(one):
+                found[number] = other.along(one)
+                break
+        else:
+            found.append(one)
+    return found
 
 
 def environment(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:

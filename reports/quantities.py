@@ -100,6 +100,12 @@ QUANTITIES = (
         mark=lambda x: tick(100 * x),
         least=-1.0,
     ),
+    Quantity(
+        "eval/max_violation",
+        "MaxVio of the experts",
+        "Global, on completions sampled for validation problems: how far the expert that is asked most stands above the mean "
+        "load of its layer, 0 where all are asked alike; only mixtures of experts.",
+    ),
 )
 PAIRS = (
     Pair("learned and true reward", _reward_model, ("reward_model/reward", "reward"), ("reward model", "verifier")),

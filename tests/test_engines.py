@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from harness import generate as sampler
 from harness.engines import HF, Engine, Native, engine
 from harness.generate import generate
-from harness.models import presets
+from harness.models import maybe_empty, new, presets, with_fast_experts
+from harness.moe import routers, without_the_best
 from harness.policy import Policy
 from harness.pretrain import character_tokenizer
 
@@ -21,11 +22,31 @@ PAD, LIMIT, GROUP = TOKENIZER.pad_token_id, 24, 3
 TEXTS = ["438+57=", "9*9=", "A:B+ B:A+?", "1", "0:5 1:8 2:11 4:17 7:26?"]
 TIE = 1e-4  # of the two likeliest log-probabilities
 
+EXPERTS = {"first_k_dense_replace": 1, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+ONE_GROUP = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0}
+LATENT = {
+    "model_type": "deepseek_v3",
+    "head_dim": 8,
+    "kv_lora_rank": 24,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "rms_norm_eps": 0.01,  # so large that it would show where a norm has another
+}
 SHAPES = {
     "smoke": {},
     "shared keys and values": {"num_key_value_heads": 2},
+    "one head of keys and values": {"num_key_value_heads": 1},
     "untied": {"tie_word_embeddings": False},
     "wide logits": {"vocab_size": 128},
+    "experts": {**EXPERTS, **ONE_GROUP},
+    "experts in groups": {**EXPERTS, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": False},
+    "no shared experts": {**EXPERTS, **ONE_GROUP, "n_shared_experts": 0},
+    "latent": LATENT,
+    "latent, halves turn": {**LATENT, "rope_interleave": False},
+    "latent, queries of low rank": {**LATENT, "q_lora_rank": 20},
+    "latent and experts": {**LATENT, **EXPERTS, **ONE_GROUP, "first_k_dense_replace": 0, "n_shared_experts": 2},
 }
 
 
@@ -35,7 +56,11 @@ def policy_of(dtype: torch.dtype = torch.float32, **changes) -> Policy:
     architecture = {**presets()["smoke"].architecture, "initializer_range": 0.3, **sizes, **changes}
     torch.manual_seed(0)
     config = AutoConfig.for_model(**architecture, pad_token_id=PAD, eos_token_id=TOKENIZER.eos_token_id, bos_token_id=None)
-    return Policy(AutoModelForCausalLM.from_config(config), dtype, len(TOKENIZER)).frozen()
+    with maybe_empty():
+        model = with_fast_experts(AutoModelForCausalLM.from_config(config))
+    for router in routers(model):
+        router.e_score_correction_bias.normal_(std=0.2)
+    return Policy(model, dtype, len(TOKENIZER)).frozen()
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -108,13 +133,17 @@ def test_what_native_does_not_know_is_read_by_hf():
         policy_of(use_qk_norm=True),
         policy_of(attention_bias=True),
         policy_of(partial_rotary_factor=0.5),
-        policy_of(first_k_dense_replace=0, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+        policy_of(**LATENT, attention_bias=True),
+        policy_of(**LATENT, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
+        policy_of(**EXPERTS, hidden_act="gelu"),
+        policy_of(**{**EXPERTS, "moe_intermediate_size": 18}),
     ]
     assert [type(engine(policy)) for policy in (policy_of(), *others)] == [Native, *[HF] * len(others)]
 
 
 def test_hf_samples_from_a_model_that_native_does_not_know():
-    policy = policy_of(first_k_dense_replace=1, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    policy = policy_of(use_qk_norm=True)
+    assert not Native.reads(policy)
     prompts = TOKENIZER(TEXTS)["input_ids"]
     y = generate(policy, prompts, GROUP, [str(i) for i in range(len(TEXTS) * GROUP)], LIMIT, TOKENIZER.eos_token_id, PAD)
     for b, (tokens, logp) in enumerate(zip(y.tokens, y.logp, strict=True)):
@@ -122,3 +151,31 @@ def test_hf_samples_from_a_model_that_native_does_not_know():
         with torch.no_grad():
             trained_T = policy.logp(torch.tensor([prompt + tokens]))[0, len(prompt) :]
         assert float((torch.tensor(logp) - trained_T).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("shape", ["experts", "experts in groups"])
+def test_native_asks_the_experts_that_the_router_chooses(shape):
+    """Also when something else has changed its choice."""
+    policy = policy_of(**SHAPES[shape])
+    tokens_BN = torch.randint(3, len(TOKENIZER), (len(TEXTS) * GROUP, LIMIT), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        before = told(Native(policy), TEXTS, tokens_BN, leave=7)
+        with without_the_best(policy.model, 1):
+            native, hf = (told(kind(policy), TEXTS, tokens_BN, leave=7) for kind in (Native, HF))
+    assert float((native - hf).abs().max()) < 1e-4
+    assert float((native - before).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["dense", "gqa", "mqa", "moe", "moe-coarse", "moe-fine", "mla", "mtp", "deepseek"])
+def test_native_reads_the_presets(name):
+    assert Native.reads(Policy(new(presets()[name].architecture, TOKENIZER)))
+
+
+@torch.no_grad()
+def test_latent_attention_keeps_a_latent_and_a_key_for_each_token():
+    policy = policy_of(**LATENT)
+    reader = Native(policy)
+    reader.read(*left_padded(TEXTS), GROUP, LIMIT)
+    width = max(map(len, TEXTS)) + LIMIT
+    shapes = [tuple(buffer.shape) for layer in reader.layers for buffer in layer.attention.buffers]
+    assert shapes == [(len(TEXTS) * GROUP, width, LATENT["kv_lora_rank"] + LATENT["qk_rope_head_dim"])] * len(reader.layers)
