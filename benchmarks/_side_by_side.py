@@ -64,11 +64,11 @@ def positive(text: str) -> int:
     return n
 
 
-def need(*libraries: str) -> None:
+def need(*libraries: str, group: str = "bench") -> None:
     """End with one line and exit code 4 where a library is missing."""
     for name in libraries:
         if find_spec(name) is None:
-            print(f"{name} is not installed; get it with: pip install --group bench", file=sys.stderr)
+            print(f"{name} is not installed; get it with: pip install --group {group}", file=sys.stderr)
             raise SystemExit(MISSING)
 
 

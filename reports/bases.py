@@ -130,8 +130,8 @@ def left(comparison: Comparison) -> Left:
                     if shift:
                         shifts.setdefault((run.model, run.task, run.label), []).append(shift)
                 elif name == "base.json" and base not in seen:
-                    # a seed whose base is shared takes no place of its own
-                    bases.setdefault(run.model, {}).setdefault(seed, _base(base[1], read_json(path)))
+                    found = _base(base[1], read_json(path))
+                    bases.setdefault(run.model, {}).setdefault(seed, found)
                     seen.add(base)
                 elif name == "drafts.json":
                     for task, counts in _drafts(read_json(path)).items():

@@ -80,10 +80,10 @@ def _over_models(boards: Sequence[Board]) -> str:
     leads = [f"{arm} with {len(models)} ({', '.join(models)})" for arm, models in ranked]
     place = f"on {boards[0].task}, of {len(deltas)} models, the best arm is {_listed(leads)}"
     if all(delta.n < 2 for delta in deltas):
-        return f"{place}, on too few seeds to tell it from the base"
+        return f"{place}, on too few seeds to tell it from its base"
     above, below = sum(delta.low > 0 for delta in deltas), sum(delta.high < 0 for delta in deltas)
     fallen = f" and below it with {below}" if below else ""
-    return f"{place}; it is distinguishably above the base with {above} of {len(deltas)}{fallen}"
+    return f"{place}; it is distinguishably above its base with {above} of {len(deltas)}{fallen}"
 
 
 def _listed(words: Sequence[str]) -> str:

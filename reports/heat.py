@@ -36,6 +36,7 @@ class Map:
     load: np.ndarray  # [L, E], mean over seeds
     violation: float  # global MaxVio, mean over seeds
     collapsed: float  # experts, mean over seeds
+    ordered: bool = False  # by load, so that a column is a place and no expert
 
     @property
     def layers(self) -> int:
@@ -51,7 +52,10 @@ class Map:
 
     @property
     def cells(self) -> list[Cell]:
-        return [_cell(x, y, load) for y, row in enumerate(self.load.tolist()) for x, load in enumerate(row)]
+        """The framed ones last, so that no neighbour covers a frame."""
+        what = "place" if self.ordered else "expert"
+        found = [_cell(x, y, load, what) for y, row in enumerate(self.load.tolist()) for x, load in enumerate(row)]
+        return sorted(found, key=lambda cell: cell.kind == "less-load gone")
 
     @property
     def note(self) -> str:
@@ -101,21 +105,25 @@ class Experts:
         return len({pair.task for pair in self.pairs})
 
     @property
-    def table(self) -> list[tuple[str, int, list[str]]]:
-        """Every value of every map: which map, which layer, a text an expert."""
+    def table(self) -> list[tuple[str, list[list[str]]]]:
+        """Every value of every map: which map, and a row a layer."""
         named = [(f"held-out {one.title}", one) for one in self.families]
-        named += [(f"{pair.arm}, {pair.task}, {one.title}", one) for pair in self.pairs for one in pair.maps]
-        return [(name, number, row) for name, one in named for number, row in enumerate(one.rows, start=1)]
+        named += [
+            (f"{pair.arm}, {one.title}" + (f", {pair.task}" if self.tasks > 1 else ""), one)
+            for pair in self.pairs
+            for one in pair.maps
+        ]
+        return [(name, one.rows) for name, one in named]
 
     @property
     def most(self) -> int:
-        return max((len(row) for _, _, row in self.table), default=0)
+        return max((len(row) for _, rows in self.table for row in rows), default=0)
 
 
-def _cell(x: int, y: int, load: float) -> Cell:
+def _cell(x: int, y: int, load: float, what: str = "expert") -> Cell:
     strength = min(1.0, abs(log2(load)) / log2(FULL)) if load > 0 else 1.0
     kind = "less-load gone" if load < COLLAPSED else "less-load" if load < 1 else "more-load"
-    return Cell(x, y, kind, f"{strength:.2f}".rstrip("0").rstrip("."), f"layer {y + 1}, expert {x + 1}: {load:.2f}")
+    return Cell(x, y, kind, f"{strength:.2f}".rstrip("0").rstrip("."), f"layer {y + 1}, {what} {x + 1}: {load:.2f}")
 
 
 def legend() -> list[tuple[str, Cell]]:
@@ -132,7 +140,7 @@ def _map(title: str, loads: Iterable[np.ndarray], orders: Sequence[np.ndarray | 
     found = list(loads)
     placed = [x if order is None else np.take_along_axis(x, order, 1) for x, order in zip(found, orders, strict=True)]
     violations, gone = [float(x.max()) - 1 for x in found], [int((x < COLLAPSED).sum()) for x in found]
-    return Map(title, np.mean(placed, axis=0), sum(violations) / len(found), sum(gone) / len(found))
+    return Map(title, np.mean(placed, axis=0), sum(violations) / len(found), sum(gone) / len(found), orders[0] is not None)
 
 
 def _families(bases: Mapping[int, Base], ordered: bool) -> tuple[Map, ...]:

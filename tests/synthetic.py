@@ -74,6 +74,13 @@ CARDS = {
 DRIFT = {"sft": 2.4, "distill": 1.8, "ppo": 0.6}  # KL to the base for each point gained
 TRAINED_BY_REWARD = ("ppo", "grpo")
 HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(2)>\u202egnp.exe\x1b[31m\x00\u2028\ud800" + "x" * 9000
+LAYERS, EXPERTS = 2, 6
+FACTS = {  # parameters, active ones, elements of the cache, held-out loss, how uneven the load is
+    "dense": (90_000, 90_000, 256, 0.75, 0.0),
+    "moe": (240_000, 91_000, 256, 0.70, 0.4),
+    "moe-free": (240_000, 91_000, 256, 0.76, 1.5),
+    "mtp": (90_000, 90_000, 256, 0.74, 0.0),
+}
 TROUBLE = {("dpo", 1): "failed", ("ppo", 2): "missing", ("sft", 2): "unfinished"}
 BASE = 0.23
 
@@ -263,8 +270,77 @@ def write_comparison(
                   others=[other for other in tasks if other != task], **run)
         for task in tasks for label in arms for seed in range(seeds)
     ]  # fmt: skip
+    _list(root, name, question, identities)
+    return identities
+
+
+def _list(root: Path, name: str, question: str, identities: Sequence[str]) -> None:
     folder = root / "comparisons" / name
     folder.mkdir(parents=True)
     (folder / "comparison.toml").write_text(f'name = "{name}"\nquestion = {json.dumps(question)}\n')
     (folder / "runs.txt").write_text("".join(f"{identity}\n" for identity in identities))
+
+
+def write_architectures(
+    root: Path,
+    models: Sequence[str] = tuple(FACTS),
+    arms: Sequence[str] = ("base", "sft", "grpo"),
+    seeds: int = 3,
+    task: str = "arithmetic",
+    shared: bool = False,
+    states: Mapping[tuple[str, int], str] | None = None,
+    **run: Any,
+) -> list[str]:
+    """Write a comparison of models with what their bases are; `shared` gives all seeds one base."""
+    identities: list[str] = []
+    for model in models:
+        for label in arms:
+            for seed in range(seeds):
+                state = (states or {}).get((label, seed), "done")
+                identity = write_run(root, label, seed, task, model, state, **run)
+                identities.append(identity)
+                if state != "missing":
+                    _write_base(root / "runs" / identity, label, model, 0 if shared else seed, task, state == "done")
+    _list(root, "demo", "Which architecture?", identities)
     return identities
+
+
+def _load(random: Random, uneven: float) -> list[list[float]]:
+    layers = [[2.718 ** random.gauss(0, uneven) for _ in range(EXPERTS)] for _ in range(LAYERS)]
+    return [[x * EXPERTS / sum(layer) for x in layer] for layer in layers]
+
+
+def _write_base(folder: Path, label: str, model: str, seed: int, task: str, done: bool) -> None:
+    """base.json, experts.jsonl and drafts.json of a run, and the name of its base in its config."""
+    parameters, active, elements, loss, uneven = FACTS[model]
+    random = Random(f"{model}{seed}")
+    held_out = loss + random.gauss(0, 0.004)
+    said: dict[str, Any] = {
+        "parameters": parameters, "active": active, "flops_per_token": 2 * active, "cache_elements": elements,
+        "cache_bytes": 4 * elements, "recipe": f"{model}-{seed}", "tokens": 200_000, "flops": 6e5 * active, "loss": loss,
+        "held_out": held_out, "families": {"arithmetic": held_out - 0.1, "knights": held_out + 0.1},
+        "curve": [{"step": step, "loss": 4 / step} for step in range(1, 101)],
+    }  # fmt: skip
+    if uneven:
+        said |= {
+            "masked": {str(r): held_out + 0.1 * r for r in (0, 1, 2, 4)},
+            "load": {family: _load(random, uneven) for family in said["families"]},
+            "max_violation": 0.4 + uneven,
+            "collapsed": int(uneven > 1),
+        }
+        for row in said["curve"]:
+            row |= {"moe/max_violation": uneven + 2 / row["step"], "moe/min_load": 0.2, "moe/collapsed": float(uneven > 1)}
+    (folder / "base.json").write_text(json.dumps(said))
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base": f"{model}-{seed}"}))
+    if uneven:
+        before = {"step": 0, "task": task, "load": _load(Random(f"{model}{seed}"), uneven)}
+        after = {"step": 100, "task": task, "load": _load(random, uneven / 2)}
+        rows = [before, *([after, {**after, "task": "other"}] if done and label != "base" else [])]
+        (folder / "experts.jsonl").write_text("".join(map(_line, rows)))
+    if model.startswith("mtp") and label == "base" and done:
+        counts = {
+            "drafted": 400, "accepted": 300 + seed, "rounds": 500, "tokens": 800, "plain_seconds": 3.0, "drafted_seconds": 2.0,
+            "prompts": 50, "different": 2, "ties": 1,
+        }  # fmt: skip
+        (folder / "drafts.json").write_text(json.dumps({task: counts}))

