@@ -262,6 +262,7 @@ class Native:
             and not c.attention_bias
             and c.rope_parameters["rope_type"] == "default"
             and not (sparse and (c.hidden_size % 4 or c.moe_intermediate_size % 4))  # of grouped_mm: 16 bytes
+            and not (sparse and policy.device.type != "cpu")  # where grouped_mm may not take float32
             and all(map(plain, *zip(*policy.named_modules(), strict=True)))
         )
 

@@ -12,19 +12,24 @@ Completions are sampled at temperature 1 from the whole distribution. Nothing he
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from harness import checks, moe, ops
+from harness import checks, files, moe, ops
 from harness.generate import Samples, generate
 from harness.policy import taken
+from harness.speculative import Drafting, speculate
 from harness.task import Problem, Split, Task
 
 if TYPE_CHECKING:
     from harness.run import Run
+
+TIE = 1e-4  # of two log-probabilities
 
 
 def evaluate(
@@ -139,11 +144,50 @@ def at_the_end(run: Run) -> dict[str, float]:
             metrics, lines = evaluate(run, run.task, problems, samples, greedy=split == "test")
             run.write_evaluation(split, lines)
             columns |= {f"{split}/{k}": v for k, v in metrics.items()}
+    if Drafting.reads(run.policy) and e.test_problems:
+        row = drafting(run, run.task.problems("test")[: e.test_problems])
+        files.write_json(run.folder / "drafts.json", {run.task.name: row})
+        columns["mtp/acceptance"] = row["accepted"] / max(1, row["drafted"])
     for task in run.other_tasks if e.test_problems else ():
         metrics, lines = evaluate(run, task, task.problems("test")[: e.other_problems], 1, greedy=False)
         run.write_evaluation(f"other-{task.name}", lines)
         columns[f"other/{task.name}/pass@1"] = metrics["pass@1"]
     return columns
+
+
+def drafting(run: Run, problems: Sequence[Problem]) -> dict[str, float]:
+    """What the policy's own drafts are worth in greedy decoding, one completion a problem.
+
+    drafted, accepted, rounds, tokens   harness/speculative.py
+    plain_seconds, drafted_seconds      of decoding without and with them
+    different, ties                     completions that are not the same; those of them that part where the two likeliest tokens
+                                        are within `TIE` of each other
+    """
+    prompts = [run.prompt_ids(p) for p in problems]
+    limits = run.task.max_new_tokens, run.tokenizer.eos_token_id, run.tokenizer.pad_token_id
+    times = [time.perf_counter()]
+    plain = generate(run.policy, prompts, 1, None, *limits)
+    times.append(time.perf_counter())
+    drafted, counts = speculate(run.policy, prompts, 1, None, *limits)
+    times.append(time.perf_counter())
+    parted = [i for i, (a, b) in enumerate(zip(plain.tokens, drafted.tokens, strict=True)) if a != b]
+    return {
+        **asdict(counts),
+        "plain_seconds": times[1] - times[0],
+        "drafted_seconds": times[2] - times[1],
+        "prompts": len(prompts),
+        "different": len(parted),
+        "ties": sum(tied(run, prompts[i], plain.tokens[i], drafted.tokens[i]) for i in parted),
+    }
+
+
+def tied(run: Run, prompt: list[int], a: list[int], b: list[int]) -> bool:
+    """Whether two completions part at a token that could be either."""
+    same = next(n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    with torch.no_grad():
+        logits_V = run.policy.logits(torch.tensor([prompt + a[: same + 1]], device=run.policy.device))[0, -1]
+    best = logits_V.log_softmax(-1).topk(2).values
+    return float(best[0] - best[1]) < TIE
 
 
 def mean(values: Any) -> float:

@@ -96,7 +96,7 @@ def recipes(tables: Mapping[str, Mapping[str, Any]], known: Mapping[str, Recipe]
             raise BakeoffError(f"{at}.start: no preset named {recipe.start!r}{meant(recipe.start, starts)}")
         if recipe.start and architecture:
             raise BakeoffError(f"{at}.architecture: it is trained on from {recipe.start}, in the architecture of that")
-        if not recipe.start:
+        if known and not recipe.start:  # it needs transformers, which takes seconds to import; a test does it for the presets
             check_architecture(recipe.architecture, f"{at}.architecture")
     return made
 
@@ -110,7 +110,8 @@ def check_architecture(architecture: Mapping[str, Any], where: str) -> None:
         if not isinstance(table := architecture.get(key, {}), Mapping):
             raise BakeoffError(f"{where}.{key}: must be a table, not {table!r}")
         validated(cls, table, f"{where}.{key}")
-    if (kind := architecture.get("model_type")) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    kind: Any = architecture.get("model_type")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise BakeoffError(f"{where}.model_type: transformers has no causal language model named {kind!r}")
     known = {*vars(AutoConfig.for_model(kind)), *OWN}
     if unknown := sorted(architecture.keys() - known):

@@ -21,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import ConfigDict
 from torch import Tensor, nn
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import MtpLayer
 
 from harness import ops
 from harness.moe import Amount
@@ -46,6 +44,8 @@ class MTP(nn.Module):
     """D modules for a model, of the kind of its last layer; they are part of it as `model.mtp`."""
 
     def __init__(self, model: Any, depth: int):
+        from transformers.modeling_layers import MtpLayer  # takes seconds, which those who only list runs need not wait
+
         super().__init__()
         config, layers = model.config, model.base_model.layers
         self.layers = nn.ModuleList(
@@ -60,6 +60,8 @@ class MTP(nn.Module):
         hidden_BTD   its last hidden state there
         detached     no gradient flows to embedding and trunk
         """
+        from transformers.masking_utils import create_causal_mask
+
         base = model.base_model
         embedded_BTD = base.embed_tokens(tokens_BT)
         if detached:

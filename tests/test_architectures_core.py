@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -311,6 +313,17 @@ def test_what_is_let_through_can_be_built_and_read(tmp_path, changes):
     assert loss.isfinite()
     assert gradient.isfinite().all()
     assert policy.drafts == changes.get("num_nextn_predict_layers", 0)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_no_preset_would_be_refused(name):
+    models.check_architecture(models.presets()[name].architecture, name)
+
+
+def test_presets_are_listed_without_waiting_for_transformers():
+    code = "import sys; from harness import models; assert models.presets(); print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 # bases and methods

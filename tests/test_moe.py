@@ -326,6 +326,20 @@ def test_the_load_of_a_step_is_that_of_the_tokens_that_predict_masked_ones_in_al
     assert policy.after_step() == {}
 
 
+def test_the_bias_follows_the_load_of_all_steps_the_older_the_less():
+    policy, expected = tiny.policy("moe"), [torch.zeros(7), torch.zeros(7)]
+    for seed in range(5):
+        batch = tiny.batch(seed=seed)
+        counts = recount(policy, batch.tokens_BT, batch.mask_BT)
+        expected = [moe.KEPT * old_E + new_E for old_E, new_E in zip(expected, counts, strict=True)]
+        before = [r.e_score_correction_bias.clone() for r in moe.routers(policy.model)]
+        policy.logp(batch.tokens_BT)
+        policy.aux_loss(batch)
+        policy.after_step()
+        for r, before_E, load_E in zip(moe.routers(policy.model), before, expected, strict=True):
+            assert torch.allclose(r.e_score_correction_bias - before_E, 0.003 * (load_E.mean() - load_E).sign(), atol=1e-7)
+
+
 @pytest.mark.parametrize("balancing", [SEQUENCE, BATCH])
 def test_what_is_added_to_a_loss_is_the_balance_loss_of_every_forward_pass(balancing):
     policy = tiny.policy("moe", balancing={"kind": balancing.kind, "alpha": balancing.alpha})

@@ -205,7 +205,7 @@ def test_completions_do_not_depend_on_what_else_is_decoded(policy, monkeypatch):
     eos = int(np.bincount(np.concatenate(speculate(policy, PROMPTS, GROUP, KEYS, LIMIT, -1, PAD)[0].tokens)).argmax())
     together, counts = speculate(policy, PROMPTS, GROUP, KEYS, LIMIT, eos, PAD)
     assert any(together.ended)
-    for b, key in list(enumerate(KEYS))[::4]:
+    for b, key in list(enumerate(KEYS))[::6]:
         alone, _ = speculate(policy, [PROMPTS[b // GROUP]], 1, [key], LIMIT, eos, PAD)
         assert alone.tokens == [together.tokens[b]]
     monkeypatch.setattr(sampler, "ROWS", 5)
