@@ -209,6 +209,9 @@ class Comparison:
                 raise BakeoffError(f"{where}: methods.{label}.start: no arm named {start!r}{meant(str(start), self.methods)}")
         with located(where):
             self.in_order()
+        for name in self.bases:
+            if not NAME.fullmatch(name):
+                raise BakeoffError(f"{where}: bases.{name}: a name is lower case letters, digits, . _ and -")
         with located(where):
             if taken := sorted(self.recipes().keys() & models.presets().keys()):
                 raise BakeoffError(f"bases.{taken[0]}: there is a preset of that name; take another")

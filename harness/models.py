@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from warnings import catch_warnings, filterwarnings
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
 from harness import plugins
@@ -23,6 +23,9 @@ from harness.moe import Balancing, routers
 from harness.mtp import MTP, Weights
 from harness.parse import validated
 from harness.task import Task
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 PRESETS = Path(__file__).with_name("presets.toml")
 # keys of an architecture beside the fields of its transformers config: ours, and those that transformers takes without a field
@@ -43,14 +46,14 @@ class Recipe:
     architecture: Mapping[str, Any] = field(default_factory=dict[str, Any])
     start: str = ""  # the preset whose base is trained on, in its architecture
     tasks: tuple[str, ...]
-    steps: int
-    batch: int  # documents a step
+    steps: Count
+    batch: Count  # documents a step
     lr: float = 3e-3  # of embeddings and norms (AdamW), at its peak: up over 5% of the steps, then linearly down to 5%
     matrix_lr: float = 0.02  # of the matrices inside the layers (Muon), on the same schedule
-    threads: int
+    threads: Count
     seed: int = 0
-    thinking: float = 0.5  # share of documents that think before they answer
-    corrupted: float = 0.1  # share of documents with one wrong character in the completion
+    thinking: Share = 0.5  # share of documents that think before they answer
+    corrupted: Share = 0.1  # share of documents with one wrong character in the completion
 
     @property
     def id(self) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import ConfigDict, Field
@@ -94,9 +94,17 @@ def watched(model: nn.Module) -> Generator[list[Routing]]:
             handle.remove()
 
 
+def spare(model: nn.Module) -> int:
+    """How many experts a token can be kept from, whichever they are, with K left to ask."""
+    return min(r.topk_group * (len(r.weight) // r.num_group) - r.top_k for r in cast(list[Any], routers(model)))
+
+
 @contextmanager
 def without_the_best(model: nn.Module, r: int) -> Generator[None]:
-    """Keep every token from the r experts that it scores highest, and ask the next K (DeepSeekMoE, arXiv:2401.06066, Fig. 4)."""
+    """Keep every token from the r experts that it would ask first, and ask the next K (DeepSeekMoE, arXiv:2401.06066, Fig. 4).
+
+    r   at most `spare`; otherwise a forward pass raises ValueError
+    """
 
     def ask_others(router: Any, _inputs: Any, out: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         scores_NE = out[0].sigmoid()

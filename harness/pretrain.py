@@ -171,7 +171,7 @@ def held_out(recipe: Recipe, policy: Policy, tokenizer: Any) -> dict[str, Any]:
 
     held_out        mean -log π of a completion token, in nats
     families        the same of each family
-    masked          the same with every token kept from the so many experts that its router scores highest
+    masked          held_out with every token kept from the so many experts that its router would ask first
     load            of each family, [L][E] how often an expert is asked over the mean of its layer
     max_violation   global: the greatest load, over all layers and the tokens of all families, less 1
     """
@@ -199,7 +199,7 @@ def held_out(recipe: Recipe, policy: Policy, tokenizer: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {"held_out": mean(found), "families": {name: total / n for name, (total, n) in found.items()}}
     if asked:
         masked = dict[int, float]()
-        for r in MASKED:
+        for r in (r for r in MASKED if r <= moe.spare(policy.model)):
             with moe.without_the_best(policy.model, r):
                 masked[r] = mean(losses())
         load_LE = moe.relative(torch.stack(list(asked.values())).sum(0))

@@ -223,6 +223,7 @@ def test_a_broken_file_is_a_notice_and_counts_as_absent(tmp_path, name, content,
     assert str(tmp_path) not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, "{", '{"parameters": 5, "active": 5, "flops_per_token": 10}'])
 def test_a_model_of_which_little_is_known_does_not_stop_the_others(tmp_path, content):
     for identity in write_architectures(tmp_path):
@@ -244,6 +245,7 @@ def test_seeds_that_did_not_end_are_missing_from_the_maps_and_not_from_the_bases
     assert "2 finished seeds" in found.experts[0].caption
 
 
+@pytest.mark.slow
 def test_of_many_models_the_finding_counts_instead_of_naming_each(tmp_path):
     write_architectures(tmp_path, seeds=5)
     one = finding(leaderboards(load(tmp_path, "demo")))
@@ -265,6 +267,7 @@ def test_models_whose_arms_are_alike_are_set_up_together(tmp_path):
     assert [setup.models for setup in setups(load(tmp_path, "demo"))] == [("dense", "moe"), ("mtp",)]
 
 
+@pytest.mark.slow
 def test_the_same_directories_give_the_same_page_of_architectures(tmp_path):
     for root in (tmp_path / "a", tmp_path / "b"):
         write_architectures(root, seeds=2)

@@ -281,6 +281,8 @@ def test_an_architecture_that_no_model_could_be_built_of_is_refused_by_name(tmp_
         ({"like": "smoke-teacher", "architecture": {"hidden_size": 32}}, "mine.architecture: it is trained on from smoke"),
         ({"summary": "?", "tasks": [], "steps": 1, "batch": 1, "threads": 1}, "mine.architecture.model_type: transformers has"),
         ({"summary": "?"}, "mine: tasks: field required"),
+        ({"like": "smoke", "steps": 0}, "mine: steps: must be greater than or equal to 1, not 0"),
+        ({"like": "smoke", "thinking": 2.0}, "mine: thinking: must be less than or equal to 1, not 2.0"),
     ],
 )
 def test_a_base_that_says_too_much_or_too_little_is_refused_by_name(tmp_path, base, what):
@@ -289,6 +291,7 @@ def test_a_base_that_says_too_much_or_too_little_is_refused_by_name(tmp_path, ba
 
 def test_a_base_of_a_sweep_has_a_name_of_its_own(tmp_path):
     assert "bases.smoke: there is a preset of that name" in refused(tmp_path, {"like": "dense", "steps": 3}, name="smoke")
+    assert "bases.My base: a name is lower case letters" in refused(tmp_path, {"like": "smoke"}, name='"My base"')
 
 
 @pytest.mark.parametrize(

@@ -461,3 +461,12 @@ def test_a_batch_knows_which_mask_goes_with_its_tokens():
     with pytest.raises(ValueError, match="not a copy"):
         replace(batch, tokens_BT=batch.tokens_BT.clone()).mask_of(batch.tokens_BT)
     assert isinstance(batch, Batch)
+
+
+@pytest.mark.parametrize(("changes", "left"), [({}, 5), ({"n_routed_experts": 12, "n_group": 3, "topk_group": 2}, 6)])
+def test_spare_is_how_many_experts_every_token_can_do_without(changes, left):
+    one = tiny.model("moe", **changes)
+    assert moe.spare(one) == left
+    tokens = torch.randint(3, 99, (4, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), moe.without_the_best(one, left):
+        one(tokens)

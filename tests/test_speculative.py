@@ -23,6 +23,8 @@ from harness.speculative import Drafted, Drafting, speculate
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = character_tokenizer()
 PAD, LIMIT, GROUP = TOKENIZER.pad_token_id, 24, 3
 TEXTS = ["438+57=", "9*9=", "A:B+ B:A+?", "1", "0:5 1:8 2:11 4:17 7:26?", "12-7=", "x"]
