@@ -140,6 +140,28 @@ def pretrain(
         print(f"{row['task']:<12}{row['chance']:>8.4f}{row['pass@1']:>8.3f}{row['pass@64']:>9.3f}  {row['flag']}", flush=True)
 
 
+@app.command()
+def pack(
+    name: Annotated[str, typer.Argument(help="the name of a comparison")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="where to (default: docs/results/NAME.jsonl.gz)")] = None,
+    root: Root = Path(),
+) -> None:
+    """Write the finished runs of a comparison to one small file, without weights: to commit, or to continue elsewhere."""
+    from harness.pack import pack
+
+    output = output or Path("docs/results") / f"{name}.jsonl.gz"
+    print(f"{pack(name, root, output)} runs in {output}, {output.stat().st_size / 1e6:.2f} MB")
+
+
+@app.command()
+def unpack(packed: Annotated[Path, typer.Argument(help="a file that bakeoff pack has written")], root: Root = Path()) -> None:
+    """Put the runs of a packed comparison back, where they count as done: report them, or run what is missing."""
+    from harness.pack import unpack
+
+    name, runs = unpack(packed, root)
+    print(f"{name}: {runs} runs unpacked; bakeoff report {name} shows them")
+
+
 class Listed(StrEnum):
     methods = "methods"
     models = "models"

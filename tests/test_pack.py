@@ -1,0 +1,81 @@
+"""What was packed is unpacked, and nothing else is."""
+
+import gzip
+import json
+
+import pytest
+from conftest import numbers, tree
+
+from harness import files
+from harness.errors import BakeoffError
+from harness.pack import TEXTS, pack, unpack
+
+pytestmark = pytest.mark.slow  # they wait for the smoke comparison
+
+
+@pytest.fixture
+def packed(smoke, tmp_path):
+    path = tmp_path / "smoke.jsonl.gz"
+    assert pack("smoke", smoke.root, path) == len(smoke.runs)
+    return path
+
+
+def rewritten(packed, change):
+    lines = [json.loads(line) for line in gzip.decompress(packed.read_bytes()).splitlines()]
+    change(lines)
+    packed.write_bytes(gzip.compress(files.jsonl(lines).encode()))
+    return packed
+
+
+def test_an_unpacked_comparison_has_its_numbers_and_counts_as_done(smoke, packed, tmp_path, cli):
+    root = tmp_path / "elsewhere"
+    assert unpack(packed, root) == ("smoke", len(smoke.runs))
+    for folder in smoke.runs.values():
+        there = root / "runs" / folder.name
+        assert numbers(there) == numbers(folder)
+        assert (there / "DONE").exists()
+        assert not (there / "model").exists()
+    code, out, _ = cli("report", "smoke", "--root", root)
+    assert code == 0
+    assert "report.html" in out
+    before = tree(root)
+    assert unpack(packed, root) == ("smoke", 0)
+    assert tree(root) == before
+
+
+def test_packing_again_gives_the_same_bytes_and_keeps_the_text_of_the_first_problems_alone(smoke, packed, tmp_path):
+    again = tmp_path / "again.jsonl.gz"
+    pack("smoke", smoke.root, again)
+    assert again.read_bytes() == packed.read_bytes()
+    unpack(packed, tmp_path / "root")
+    for path in (tmp_path / "root").rglob("evals/*.jsonl"):
+        rows = files.read_jsonl(path)
+        told = {row["problem"] for row in rows if row["prompt"]}
+        assert len(told) == min(TEXTS, len({row["problem"] for row in rows}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: lines[1]["files"].update({"../../escaped": "x"}),
+        lambda lines: lines[1]["files"].update({"evals/../../../x.jsonl": "x"}),
+        lambda lines: lines[0].update(comparison="../x"),
+        lambda lines: lines[0]["files"].update({"../x": "x"}),
+        lambda lines: lines[1].update(run="../x"),
+        lambda lines: lines[1].update(run=lines[2]["run"]),
+        lambda lines: lines[1]["files"].pop("config.json"),
+        lambda lines: lines.clear(),
+    ],
+)
+def test_a_file_that_was_tampered_with_is_refused_and_nothing_is_written(packed, tmp_path, change):
+    root = tmp_path / "root"
+    with pytest.raises(BakeoffError, match="smoke.jsonl.gz: "):
+        unpack(rewritten(packed, change), root)
+    assert not root.exists()
+
+
+def test_what_is_not_there_or_not_packed_is_refused_in_one_line(tmp_path, cli):
+    (tmp_path / "x.jsonl.gz").write_text("x")
+    for args in (("unpack", tmp_path / "none.jsonl.gz"), ("unpack", tmp_path / "x.jsonl.gz"), ("pack", "nosuch")):
+        code, out, err = cli(*args, "--root", tmp_path)
+        assert (code, out, err.count("\n")) == (2, "", 1)
