@@ -12,16 +12,17 @@ import pytest
 import tiny
 import torch
 from conftest import REPOSITORY, config_of, numbers, open_run
+from conftest import SMALL as SMALL_EVALUATION
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import models, moe
+from harness import files, models, moe
 from harness.comparison import Comparison
 from harness.errors import USAGE, BakeoffError
 from harness.policy import Policy, checksum
 from harness.pretrain import pretrain
 from harness.task import Verdict
-from harness.train import train
+from harness.train import Interrupted, train
 from tasks.knights import TASK as KNIGHTS
 
 BUILT = sorted(name for name, recipe in models.presets().items() if recipe.architecture)
@@ -389,14 +390,48 @@ ARMS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
-def test_every_method_trains_every_architecture(name, root):
+def small(name, root):
+    """The folder of a base that has barely begun to learn, and its facts."""
     torch.set_num_threads(1)
     table = {"like": "smoke", "steps": 10, "architecture": SMALL[name]}
     recipe = models.recipes({f"{name}-s": table}, models.presets(), "bases")[f"{name}-s"]
     folder = root / "made" / recipe.name
-    facts = pretrain(recipe, folder, lambda *_: None)
+    return folder, pretrain(recipe, folder, lambda *_: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["moe", "deepseek"])
+def test_an_interrupted_run_of_a_mixture_continues_to_the_same_numbers(name, root):
+    folder, _ = small(name, root)
+    config = config_of(root, "grpo", steps=4, model=folder, task=f"{__name__}:EASY", **ARMS["grpo"])
+    whole, halves = (open_run(config, root, root / "runs" / part) for part in ("whole", "halves"))
+    train(config.build(), whole)
+    with pytest.raises(Interrupted):
+        train(config.build(), halves, stop=lambda: halves.step == 2)
+    again = open_run(config, root, halves.folder)
+    train(config.build(), again)
+    assert numbers(again.folder) == numbers(whole.folder)
+    assert checksum(again.policy) == checksum(whole.policy)
+    assert float(whole.policy.lately_RE.sum()) > 0
+
+
+@pytest.mark.slow
+def test_a_run_whose_model_can_draft_says_what_its_drafts_are_worth(root):
+    folder, _ = small("mtp", root)
+    config = config_of(root, "base", model=folder, evaluation=replace(SMALL_EVALUATION, test_problems=8, test_samples=1))
+    run = open_run(config, root, root / "runs" / config.id)
+    train(config.build(), run)
+    row = files.read_json(run.folder / "drafts.json")["knights"]
+    assert row["prompts"] == 8
+    assert 0 < row["accepted"] < row["drafted"] <= row["rounds"]
+    assert row["different"] == row["ties"]
+    assert numbers(run.folder)[-1]["mtp/acceptance"] == row["accepted"] / row["drafted"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_every_method_trains_every_architecture(name, root):
+    folder, facts = small(name, root)
     mixture, drafts = name in ("moe", "deepseek"), name in ("mtp", "deepseek")
     assert ("max_violation" in facts) == mixture
     for method, options in ARMS.items():

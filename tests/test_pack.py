@@ -69,7 +69,7 @@ def test_packing_again_gives_the_same_bytes_and_keeps_the_text_of_the_first_prob
 )
 def test_a_file_that_was_tampered_with_is_refused_and_nothing_is_written(packed, tmp_path, change):
     root = tmp_path / "root"
-    with pytest.raises(BakeoffError, match="smoke.jsonl.gz: "):
+    with pytest.raises(BakeoffError, match=r"smoke\.jsonl\.gz: "):
         unpack(rewritten(packed, change), root)
     assert not root.exists()
 
