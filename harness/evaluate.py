@@ -7,6 +7,7 @@ Completions are sampled at temperature 1 from the whole distribution. Nothing he
     kl            E_{y~π} 1/|y| Σ_t KL(π(·|y_<t) ‖ π_base(·|y_<t)), nats a token: exact over the vocabulary at every token of
                   the first sample of each problem; the base is the comparison's, also for an arm that starts from another arm
     entropy       of π at the same tokens
+    router_entropy of the routers' scores, as shares, at the same tokens, in nats
     max_violation of the experts, at the same tokens: the greatest load over the mean load of its layer, less 1 (global MaxVio)
 """
 
@@ -100,7 +101,7 @@ def divergence(
     """KL to the base, entropy and load of the experts at the tokens of one completion a prompt; sampler and trainer must agree on
     them.
     """
-    kl, entropy, asked = 0.0, 0.0, list[Tensor]()
+    kl, entropy, router_entropy, asked = 0.0, 0.0, 0.0, list[Tensor]()
     trained, sampled = list[Tensor](), list[Tensor]()  # log-probabilities of the completions' tokens
     rows = run.config.micro_batch
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(tokens[i]))
@@ -110,9 +111,10 @@ def divergence(
             base_BTV = run.base.logits(batch.tokens_BT)
             with moe.watched(run.policy.model) as routing:
                 logits_BTV = run.policy.logits(batch.tokens_BT)
+        weight = len(batch) / len(prompts)
         if routing:
             asked.append(torch.stack([layer.counts(batch.mask_BT[:, 1:].flatten()) for layer in routing]))
-        weight = len(batch) / len(prompts)
+            router_entropy += weight * mean(layer.entropy(batch.mask_BT[:, 1:].flatten()) for layer in routing)
         kl += weight * float(ops.mean(ops.exact_kl(logits_BTV, base_BTV), batch.mask_BT))
         entropy += weight * float(ops.mean(ops.entropy(logits_BTV), batch.mask_BT))
         trained.append(taken(logits_BTV, batch.tokens_BT)[batch.mask_BT.bool()].cpu())
@@ -122,6 +124,7 @@ def divergence(
     if asked:
         load_LE = moe.relative(torch.stack(asked).sum(0))
         metrics["max_violation"] = float(load_LE.max() - 1)
+        metrics["router_entropy"] = router_entropy
         run.write_load(task.name, load_LE.tolist())
     return metrics
 

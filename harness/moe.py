@@ -73,6 +73,11 @@ class Routing:
         asked_MK = self.asked_NK[mask_N.bool()]
         return torch.bincount(asked_MK.flatten(), minlength=self.logits_NE.shape[-1]).float()
 
+    def entropy(self, mask_N: Tensor) -> float:
+        """Of the shares, in nats, on average over the masked tokens: log E when the router does not mind who is asked."""
+        share_ME = self.shares()[mask_N.bool()]
+        return float(-share_ME.xlogy(share_ME).sum(-1).mean())
+
 
 def routers(model: nn.Module) -> list[nn.Module]:
     """The routers of all layers that have experts, in their order."""

@@ -1,6 +1,7 @@
 """Who is asked and what keeps the load even, against loops that say it one token at a time."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -470,3 +471,17 @@ def test_spare_is_how_many_experts_every_token_can_do_without(changes, left):
     tokens = torch.randint(3, 99, (4, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), moe.without_the_best(one, left):
         one(tokens)
+
+
+def test_the_entropy_of_a_router_is_that_of_its_shares_and_of_the_masked_tokens():
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    routing = moe.Routing(torch.nn.Identity(), logits, logits.topk(2).indices)
+    mask = torch.tensor([1.0, 0, 1, 1, 0])
+    total = 0.0
+    for n in (0, 2, 3):
+        shares = [float(s) for s in logits[n].sigmoid() / logits[n].sigmoid().sum()]
+        total -= sum(s * math.log(s) for s in shares)
+    assert routing.entropy(mask) == pytest.approx(total / 3, abs=1e-6)
+    assert moe.Routing(torch.nn.Identity(), torch.zeros(2, 7), routing.asked_NK[:2]).entropy(torch.ones(2)) == pytest.approx(
+        math.log(7), abs=1e-6
+    )
