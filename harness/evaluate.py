@@ -101,7 +101,7 @@ def divergence(
     """KL to the base, entropy and load of the experts at the tokens of one completion a prompt; sampler and trainer must agree on
     them.
     """
-    kl, entropy, router_entropy, asked = 0.0, 0.0, 0.0, list[Tensor]()
+    kl, entropy, asked, entropies = 0.0, 0.0, list[Tensor](), list[Tensor]()
     trained, sampled = list[Tensor](), list[Tensor]()  # log-probabilities of the completions' tokens
     rows = run.config.micro_batch
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(tokens[i]))
@@ -114,7 +114,7 @@ def divergence(
         weight = len(batch) / len(prompts)
         if routing:
             asked.append(torch.stack([layer.counts(batch.mask_BT[:, 1:].flatten()) for layer in routing]))
-            router_entropy += weight * mean(layer.entropy(batch.mask_BT[:, 1:].flatten()) for layer in routing)
+            entropies += [layer.entropies(batch.mask_BT[:, 1:].flatten()) for layer in routing]
         kl += weight * float(ops.mean(ops.exact_kl(logits_BTV, base_BTV), batch.mask_BT))
         entropy += weight * float(ops.mean(ops.entropy(logits_BTV), batch.mask_BT))
         trained.append(taken(logits_BTV, batch.tokens_BT)[batch.mask_BT.bool()].cpu())
@@ -124,7 +124,7 @@ def divergence(
     if asked:
         load_LE = moe.relative(torch.stack(asked).sum(0))
         metrics["max_violation"] = float(load_LE.max() - 1)
-        metrics["router_entropy"] = router_entropy
+        metrics["router_entropy"] = float(torch.cat(entropies).mean())
         run.write_load(task.name, load_LE.tolist())
     return metrics
 

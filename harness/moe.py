@@ -73,10 +73,10 @@ class Routing:
         asked_MK = self.asked_NK[mask_N.bool()]
         return torch.bincount(asked_MK.flatten(), minlength=self.logits_NE.shape[-1]).float()
 
-    def entropy(self, mask_N: Tensor) -> float:
-        """Of the shares, in nats, on average over the masked tokens: log E when the router does not mind who is asked."""
-        share_ME = self.shares()[mask_N.bool()]
-        return float(-share_ME.xlogy(share_ME).sum(-1).mean())
+    def entropies(self, mask_N: Tensor) -> Tensor:
+        """[M] of the shares, in nats, of each masked token: log E when the router does not mind who is asked. No gradient."""
+        share_ME = self.shares().detach()[mask_N.bool()]
+        return -share_ME.xlogy(share_ME).sum(-1)
 
 
 def routers(model: nn.Module) -> list[nn.Module]:

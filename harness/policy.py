@@ -41,7 +41,7 @@ class Policy(nn.Module):
         self.balancing = moe.Balancing(**getattr(config, "balancing", {}))
         self.mtp_weights = Weights(**getattr(config, "mtp", {}))
         self.asked = dict[nn.Module, Tensor]()  # by router, [E] how often each expert was asked since the last step
-        self._entropies = list[float]()  # of routers, since the last step
+        self._entropies = list[Tensor]()  # of routers, [M] each, since the last step
         self._seen = list[Seen]()  # forward passes that carry gradient, since the last `aux_loss`
         self.routers = moe.routers(model)
         if self.routers:
@@ -113,7 +113,7 @@ class Policy(nn.Module):
         for layer in routing:
             counts_E = layer.counts(mask_BT.flatten())
             self.asked[layer.router] = counts_E + self.asked.get(layer.router, 0)
-            self._entropies.append(layer.entropy(mask_BT.flatten()))
+            self._entropies.append(layer.entropies(mask_BT.flatten()))
         if self.balancing.kind in ("sequence", "batch"):
             return moe.balance_loss(routing, mask_BT, self.balancing)
         return torch.zeros((), device=self.device)
@@ -128,7 +128,7 @@ class Policy(nn.Module):
                 if self.balancing.kind == "bias":
                     moe.adjust(router, self.lately_RE[i], self.balancing.rate)
         plotted = moe.columns(torch.stack(list(self.asked.values())))
-        plotted["moe/router_entropy"] = sum(self._entropies) / len(self._entropies)
+        plotted["moe/router_entropy"] = float(torch.cat(self._entropies).mean())
         self.asked.clear()
         self._entropies.clear()
         return plotted
