@@ -72,6 +72,15 @@ def need(*libraries: str, group: str = "bench") -> None:
             raise SystemExit(MISSING)
 
 
+def pretrained(presets: Sequence[str], root: Path) -> dict[str, Path]:
+    """The folders of those that are pretrained under root; one line and exit code 4 where none is."""
+    found = {name: folder for name in presets if (folder := models.location(name, root)).exists()}
+    if not found:
+        print(f"no pretrained base under {root}: make one with bakeoff pretrain {presets[0]}", file=sys.stderr)
+        raise SystemExit(MISSING)
+    return found
+
+
 # measuring
 
 

@@ -34,10 +34,7 @@ def main() -> None:
     task = plugins.find("tasks", side.TASK)
     problems = task.problems("test")[: options.problems]
     tables = dict[str, dict[str, Any]]()
-    for name in PRESETS:
-        folder = models.location(name, options.root)
-        if not folder.exists():
-            continue
+    for name, folder in side.pretrained(PRESETS, options.root).items():
         model, tokenizer = models.load(folder)
         policy = Policy(model).frozen()
         facts = models.facts(model)
@@ -53,8 +50,6 @@ def main() -> None:
                 "greatest_change": side.rounded(float(off_N.max())),
             }
         tables[name] = table
-    if not tables:
-        raise SystemExit(f"no pretrained base under {options.root}: make one with bakeoff pretrain dense")
     sizes = [table["bytes"] for table in tables.values()]
     side.report("cache", options.threads, ratio=side.rounded(sizes[0] / sizes[-1]), problems=len(problems), presets=tables)
 

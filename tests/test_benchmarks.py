@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import _side_by_side as side
 from benchmarks import report, verifier
+from harness import models
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if not p.stem.startswith("_"))
@@ -113,6 +114,15 @@ def test_help_says_what_is_measured(name):
     assert done.returncode == 0, done.stderr
     assert "\nratio" in done.stdout
     assert "--pairs" in done.stdout
+
+
+def test_what_needs_a_pretrained_base_says_so(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        side.pretrained(("mtp", "deepseek"), tmp_path)
+    assert end.value.code == 4
+    assert capsys.readouterr().err == f"no pretrained base under {tmp_path}: make one with bakeoff pretrain mtp\n"
+    models.location("deepseek", tmp_path).mkdir(parents=True)
+    assert list(side.pretrained(("mtp", "deepseek"), tmp_path)) == ["deepseek"]
 
 
 @pytest.mark.slow
