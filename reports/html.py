@@ -91,6 +91,7 @@ def _environment() -> Environment:
         "si": numbers.si,
         "tick": numbers.tick,
         "count": numbers.count,
+        "whole": numbers.whole,
         "times": numbers.times,
         "number": lambda value, how: {"percent": numbers.percent, "nats": numbers.nats, "more_nats": numbers.more_nats}[how](
             value

@@ -38,6 +38,11 @@ def count(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isfinite(value) else DASH
 
 
+def whole(value: float) -> str:
+    """4096.0 → `4,096`"""
+    return f"{value:,.0f}" if isfinite(value) else DASH
+
+
 def times(value: float) -> str:
     """A ratio, 1.357 → `×1.36`."""
     return f"×{value:.2f}" if isfinite(value) else DASH

@@ -16,7 +16,6 @@ from reports.stats import t_interval
 
 PRETRAINING = Axis("pretraining", "pretraining steps", ("step",))
 MASKED = Axis("masked", "experts masked", ("masked",))
-LAST = 0.1  # of pretraining, in which experts count as collapsed
 
 
 def violations(bases: Mapping[str, Mapping[int, Base]], looks: Mapping[str, Look]) -> Panel | None:
@@ -24,15 +23,15 @@ def violations(bases: Mapping[str, Mapping[int, Base]], looks: Mapping[str, Look
     column, gone = "moe/max_violation", list[str]()
     routed = {m: [b for b in found.values() if column in b.metrics and "step" in b.metrics] for m, found in bases.items()}
     for model, found in routed.items():
-        last = [base.metrics["moe/collapsed"] for base in found if "moe/collapsed" in base.metrics]
-        if last:
-            share = mean([float(values.iloc[-max(1, int(LAST * len(values))) :].mean()) for values in last])
-            gone.append(f"{model} {count(share)}{' (collapsed)' if share >= 0.5 else ''}")
+        if found:
+            share = mean([base.fact("collapsed") for base in found])
+            gone.append(f"{model} {count(share)}{' (collapsed)' if share > 0 else ''}")
     lines = [s for model, found in routed.items() if (s := series(model, found, column, PRETRAINING))]
     caption = (
-        "Of the worst layer, in the batch of a step. Line: mean over bases; band: lowest to highest; "
-        f"{counted({line.label: bases[line.label] for line in lines})}. Experts under a tenth of the mean load, "
-        f"mean over the last {100 * LAST:.0f}% of pretraining: {', '.join(gone) or 'not known'}."
+        "Of the worst layer, in the batch of a step, whose documents are of like length and so of one family: it is above the "
+        "global one. Line: mean over bases; band: lowest to highest; "
+        f"{counted({line.label: bases[line.label] for line in lines})}. Experts under a tenth of the mean load in the end, on "
+        f"held-out documents of all families: {', '.join(gone) or 'not known'}."
     )
     return panel(
         Quantity(column, "MaxVio in pretraining", caption),
