@@ -162,7 +162,10 @@ class Method(ABC, Generic[B]):
 
     @abstractmethod
     def loss(self, policy: Policy, batch: B) -> tuple[Tensor, Metrics]:
-        """The mean over the batch's sequences of what to descend, and what to plot."""
+        """The mean over the batch's sequences of what to descend, and what to plot.
+
+        The policy reads the batch's fields of tokens as they are: what an architecture adds to the loss finds its mask by them.
+        """
 
     def card(self) -> dict[str, str]:
         """The choices that papers leave to the code, for the report: of any of `CARD`, those that apply."""
