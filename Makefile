@@ -11,7 +11,7 @@ test: .venv/developed
 	$(BIN)/python -m pytest
 
 fast: .venv/developed
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
+	$(BIN)/python -m pytest -m "not slow"
 
 check: .venv/developed
 	$(BIN)/ruff check .
