@@ -19,6 +19,8 @@ from reports.numbers import count, more_nats, nats, said_seeds, span, times
 from reports.provenance import setups
 from reports.stats import paired, t_interval, wilson
 
+pytestmark = pytest.mark.slow  # all together half a minute
+
 CHROMIUM = Path("/usr/bin/chromium")
 
 

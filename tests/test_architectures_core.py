@@ -25,6 +25,8 @@ from harness.task import Verdict
 from harness.train import Interrupted, train
 from tasks.knights import TASK as KNIGHTS
 
+pytestmark = pytest.mark.slow  # all together half a minute
+
 BUILT = sorted(name for name, recipe in models.presets().items() if recipe.architecture)
 VOCABULARY = 99
 
