@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.errors import INTERRUPTED, RUNS_FAILED, BakeoffError, meant
+from harness.errors import GATE_FAILED, INTERRUPTED, RUNS_FAILED, BakeoffError, meant
 
 app = typer.Typer(
     name="bakeoff",
@@ -82,28 +82,40 @@ def run(
         raise typer.Exit(RUNS_FAILED)
 
 
-def shown(root: Path, name: str, as_json: bool, output: Path | None = None) -> None:
-    """The leaderboard on stdout and the report on disk."""
+def shown(root: Path, name: str, as_json: bool, output: Path | None = None, fail_if: Sequence[str] = ()) -> None:
+    """The leaderboard on stdout and the report on disk; exits with GATE_FAILED where a regression of `fail_if` holds."""
+    from reports.gate import decide, parse
     from reports.html import write
     from reports.leaderboard import finding, leaderboards, records, text
     from reports.load import load
 
-    boards = leaderboards(load(root, name))
+    comparison = load(root, name)
+    gates = [decision for gate in [parse(text, comparison) for text in fail_if] for decision in decide(gate, comparison)]
+    boards = leaderboards(comparison)
     path = write(root, name, output)
     if as_json:
         tables = [{"task": b.task, "model": b.model, "arms": records(b.frame)} for b in boards]
-        print(json.dumps({"finding": finding(boards), "leaderboards": tables, "report": str(path)}, indent=2))
-        return
-    for board in boards:
-        print(f"{board.task} · {board.model} · {board.split} split\n{text(board.frame)}\n")
-    print(finding(boards))
-    print(f"report: {path}")
+        decided = [{"gate": d.gate.text, "task": d.task, "model": d.model, "failed": d.failed, "said": d.text} for d in gates]
+        print(json.dumps({"finding": finding(boards), "leaderboards": tables, "gates": decided, "report": str(path)}, indent=2))
+    else:
+        for board in boards:
+            print(f"{board.task} · {board.model} · {board.split} split\n{text(board.frame)}\n")
+        print(finding(boards))
+        for decision in gates:
+            print(decision.text)
+        print(f"report: {path}")
+    if any(decision.failed for decision in gates):
+        raise typer.Exit(GATE_FAILED)
 
 
 @app.command()
 def report(
     name: Annotated[str, typer.Argument(help="the name of a comparison: the sweep file's, without .toml")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="the HTML file to write")] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EXPR", help="exit with 5 if the interval says so: 'grpo.pass@1 < sft.pass@1'; may be repeated"),
+    ] = None,
     as_json: AsJson = False,
     root: Root = Path(),
 ) -> None:
@@ -111,7 +123,7 @@ def report(
     known = sorted(p.parent.name for p in (root / "comparisons").glob("*/runs.txt"))
     if name not in known:
         raise BakeoffError(f"no comparison named {name!r}{meant(name, known) or '; make one with bakeoff run SWEEP.toml'}")
-    shown(root, name, as_json, output)
+    shown(root, name, as_json, output, fail_if or ())
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-USAGE, RUNS_FAILED, MISSING, INTERRUPTED = 2, 3, 4, 130
+USAGE, RUNS_FAILED, MISSING, GATE_FAILED, INTERRUPTED = 2, 3, 4, 5, 130
 BUSY = 75  # of a worker alone: another process has its run
 
 

@@ -1,0 +1,124 @@
+"""`grpo.pass@1 < sft.pass@1`: a regression that a comparison must not show, decided on its interval over seeds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import isfinite
+from pathlib import Path
+
+from reports.load import Comparison, ReportError, Run
+from reports.stats import Interval, paired, t_interval
+
+EXPRESSION = re.compile(r"\s*(?P<left>[^<>=]+?)\s*(?P<sign><=|>=|<|>)\s*(?P<right>[^<>=]+?)\s*")
+
+
+@dataclass(frozen=True)
+class Term:
+    """What an arm measured, or a number."""
+
+    arm: str = ""
+    column: str = ""
+    number: float = 0.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`left sign right` is the regression."""
+
+    text: str
+    left: Term
+    sign: str
+    right: Term
+
+    def holds(self, difference: Interval) -> bool:
+        """Whether the whole interval of left − right says so; one seed has none, and so never does."""
+        bound = difference.high if self.sign.startswith("<") else -difference.low
+        return bound <= 0 if self.sign.endswith("=") else bound < 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A gate on one task and one model."""
+
+    gate: Gate
+    task: str
+    model: str
+    difference: Interval
+    failed: bool
+
+    @property
+    def text(self) -> str:
+        """One line: the regression, its interval, and whether it holds."""
+        d = self.difference
+        if isfinite(d.low):
+            said = f"difference {d.mean:+.4g}, 95% CI {d.low:+.4g} to {d.high:+.4g}, {d.n} seeds"
+        else:
+            said = f"{d.n} seeds in common, too few for an interval"
+        verdict = "FAILED, the interval says so" if self.failed else "passed, the interval does not say so"
+        return f"gate {self.gate.text} · {self.task} · {self.model}: {verdict} ({said})"
+
+
+def _refused(text: str, problem: str) -> ReportError:
+    return ReportError(Path("--fail-if"), f"{text!r}: {problem}")
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else f" (there is: {', '.join(known)})"
+
+
+def _term(text: str, comparison: Comparison, expression: str) -> Term:
+    try:
+        number = float(text)
+    except ValueError:
+        pass
+    else:
+        if not isfinite(number):
+            raise _refused(expression, f"{text} is not a finite number")
+        return Term(number=number)
+    arm = max((label for label in comparison.labels if text.startswith(f"{label}.")), key=len, default="")
+    if not arm:
+        raise _refused(expression, f"no arm in {text!r}{_meant(text.partition('.')[0], comparison.labels)}")
+    metric = text[len(arm) + 1 :]
+    known = {str(column) for run in comparison.runs if run.label == arm for column in run.metrics}
+    column = next((name for name in (metric, f"test/{metric}") if name in known), "")
+    if not column:
+        names = sorted(name.removeprefix("test/") for name in known)
+        raise _refused(expression, f"{arm} has no metric {metric!r}{_meant(metric, names)}")
+    return Term(arm, column)
+
+
+def parse(text: str, comparison: Comparison) -> Gate:
+    """A gate on arms and metrics that are there. Raises ReportError for anything else."""
+    match = EXPRESSION.fullmatch(text)
+    if not match:
+        raise _refused(text, "not ARM.METRIC < ARM.METRIC or a number (also >, <= and >=), such as grpo.pass@1 < sft.pass@1")
+    left, right = (_term(match[side], comparison, text) for side in ("left", "right"))
+    if not left.arm and not right.arm:
+        raise _refused(text, "names no arm")
+    return Gate(text, left, match["sign"], right)
+
+
+def _values(term: Term, runs: Sequence[Run]) -> Mapping[int, float]:
+    found = {run.seed: run.final(term.column) for run in runs if run.done and run.label == term.arm and run.seed is not None}
+    return {seed: value for seed, value in found.items() if isfinite(value)}
+
+
+def _difference(gate: Gate, runs: Sequence[Run]) -> Interval:
+    if gate.left.arm and gate.right.arm:
+        return paired(_values(gate.left, runs), _values(gate.right, runs))
+    if gate.left.arm:
+        return t_interval(value - gate.right.number for value in _values(gate.left, runs).values())
+    return t_interval(gate.left.number - value for value in _values(gate.right, runs).values())
+
+
+def decide(gate: Gate, comparison: Comparison) -> list[Decision]:
+    """One decision for each task and model."""
+    decisions: list[Decision] = []
+    for task, model in comparison.sections:
+        difference = _difference(gate, comparison.of(task, model))
+        decisions.append(Decision(gate, task, model, difference, gate.holds(difference)))
+    return decisions
