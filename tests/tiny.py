@@ -46,6 +46,13 @@ def model(name: str, seed: int = 0, **changes: Any) -> Any:
     return made
 
 
+def router(seed: int = 0, **changes: Any) -> Any:
+    """The first of a mixture's."""
+    from harness import moe
+
+    return moe.routers(model("moe", seed, **changes))[0]
+
+
 def policy(name: str, seed: int = 0, **changes: Any) -> Policy:
     return Policy(model(name, seed, **changes))
 
@@ -59,3 +66,11 @@ def batch(rows: int = 4, seed: int = 0, longest: int = 9) -> Batch:
         return torch.randint(TOKENS.start, TOKENS.stop, (n,), generator=generator).tolist()
 
     return padded([some(1) for _ in range(rows)], [some(3) for _ in range(rows)], pad=0)
+
+
+def step(policy: Policy, batch: Batch, pretraining: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss, and gradient of all weights that have one."""
+    policy.zero_grad()
+    loss = (-policy.logp(batch.tokens_BT) * batch.mask_BT).sum(-1).mean() + policy.aux_loss(batch, pretraining)
+    loss.backward()
+    return loss.detach(), torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
