@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from math import inf, isfinite
 
 Point = tuple[float, float]
@@ -24,7 +25,7 @@ def envelope(points: Iterable[Point]) -> list[Point]:
 def _area(corners: list[Point], start: float, end: float) -> float:
     """The integral of the staircase from start, where it has begun, to end."""
     edges = [max(kl, start) for kl, _ in corners] + [end]
-    return sum(reward * max(0.0, right - left) for (_, reward), left, right in zip(corners, edges, edges[1:], strict=False))
+    return sum(reward * max(0.0, right - left) for (_, reward), (left, right) in zip(corners, pairwise(edges), strict=True))
 
 
 def envelope_area(points: Iterable[Point], base: Iterable[Point]) -> float:
