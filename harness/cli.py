@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.errors import GATE_FAILED, INTERRUPTED, RUNS_FAILED, BakeoffError, meant
+from harness.errors import GATE_FAILED, INTERRUPTED, MISSING, RUNS_FAILED, BakeoffError, meant
 
 app = typer.Typer(
     name="bakeoff",
@@ -127,6 +127,30 @@ def report(
 
 
 @app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="the name of a comparison: the sweep file's, without .toml")],
+    style: Annotated[str, typer.Option(help="whose shape; see bakeoff list tables")],
+    form: Annotated[str, typer.Option("--format", help="md or latex, rounded; csv or json, in full precision")] = "md",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="the file to write instead of stdout")] = None,
+    root: Root = Path(),
+) -> None:
+    """Print what was measured beside what a paper published, in the shape of the paper's table."""
+    from reports.load import load
+    from reports.tables import FORMATS, STYLES, render
+
+    for said, known, what in ((style, STYLES, "style"), (form, FORMATS, "format")):
+        if said not in known:
+            raise BakeoffError(f"no {what} named {said!r}{meant(said, known)}")
+    text = render(STYLES[style](load(root, name)), form)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+        print(output)
+    else:
+        print(text, end="")
+
+
+@app.command()
 def pretrain(
     model: Annotated[str, typer.Argument(help="a preset, such as dense; see bakeoff list models")],
     as_json: AsJson = False,
@@ -180,11 +204,12 @@ class Listed(StrEnum):
     tasks = "tasks"
     sweeps = "sweeps"
     runs = "runs"
+    tables = "tables"
 
 
 @app.command(name="list")
 def list_(what: Annotated[Listed, typer.Argument(help="what to list")], as_json: AsJson = False, root: Root = Path()) -> None:
-    """What there is: methods with their data, reward and objective, models, tasks, sweeps, runs."""
+    """What there is: methods with their data, reward and objective, models, tasks, sweeps, runs, styles of tables."""
     rows: list[dict[str, Any]] = LISTS[what](root)
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -263,7 +288,48 @@ def runs(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-LISTS = {Listed.methods: methods, Listed.models: bases, Listed.tasks: tasks, Listed.sweeps: sweeps, Listed.runs: runs}
+def tables(_: Path) -> list[dict[str, Any]]:
+    from reports.tables import sentences
+
+    return [{"name": name, "shows": sentence} for name, sentence in sentences().items()]
+
+
+LISTS = {
+    Listed.methods: methods,
+    Listed.models: bases,
+    Listed.tasks: tasks,
+    Listed.sweeps: sweeps,
+    Listed.runs: runs,
+    Listed.tables: tables,
+}
+
+
+@app.command(name="lm-eval")
+def lm_eval(
+    policy: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run's name, a preset, or the path of a model folder")],
+    tasks: Annotated[str, typer.Option(help="names with commas between: tasks of bakeoff's, of --include, or of lm-eval's own")],
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first so many problems of each task")] = None,
+    include: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="a folder of lm-eval tasks in YAML files")
+    ] = None,
+    as_json: AsJson = False,
+    root: Root = Path(),
+) -> None:
+    """Evaluate a run or a model with lm-eval, through bakeoff's own sampler; of a run, lm_eval.json keeps the scores."""
+    if find_spec("lm_eval") is None:
+        raise BakeoffError("lm-eval is not installed; pip install 'bakeoff[lm-eval]'", MISSING)
+    from harness import stock
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise BakeoffError("--tasks names no task")
+    results, folder = stock.lm_eval(policy, names, root, limit, include)
+    if as_json:
+        print(json.dumps(results, indent=2))
+        return
+    print(stock.text(results))
+    if folder:
+        print(f"kept in {folder / stock.RESULTS}")
 
 
 @app.command()
