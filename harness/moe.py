@@ -20,7 +20,7 @@ Which one is part of a model's config (`balancing`), so that it acts in pretrain
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
@@ -80,23 +80,33 @@ class Routing:
 
 
 def routers(model: nn.Module) -> list[nn.Module]:
-    """The routers of all layers that have experts, in their order."""
-    return [m for m in model.modules() if type(m).__name__.lower().endswith("topkrouter")]
+    """The routers of all layers that have experts, in their order: those with a weight of [E, D]."""
+    named = [m for m in model.modules() if type(m).__name__.lower().endswith("topkrouter")]
+    return [m for m in named if isinstance(weight := getattr(m, "weight", None), Tensor) and weight.ndim == 2]
+
+
+@contextmanager
+def hooked(model: nn.Module, hook: Callable[[Any, Any, Any], Any]) -> Generator[None]:
+    """Call it after every router, for as long as the block lasts; what it returns, if anything, is what the router says."""
+    handles = [router.register_forward_hook(hook) for router in routers(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
 def watched(model: nn.Module) -> Generator[list[Routing]]:
-    """What each router does in the forward pass of the block."""
+    """What each router that says logits, weights and experts does in the forward pass of the block."""
     found = list[Routing]()
-    handles = [
-        router.register_forward_hook(lambda router, _inputs, out: found.append(Routing(router, out[0], out[2])))
-        for router in routers(model)
-    ]
-    try:
+
+    def note(router: nn.Module, _inputs: Any, out: Any) -> None:
+        if isinstance(out, tuple) and len(out) >= 3:
+            found.append(Routing(router, out[0], out[2]))
+
+    with hooked(model, note):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def spare(model: nn.Module) -> int:
@@ -127,12 +137,8 @@ def without_the_best(model: nn.Module, r: int) -> Generator[None]:
             weights_NK = weights_NK / (weights_NK.sum(-1, keepdim=True) + 1e-20)
         return out[0], weights_NK * router.routed_scaling_factor, asked_NK
 
-    handles = [router.register_forward_hook(ask_others) for router in routers(model)]
-    try:
+    with hooked(model, ask_others):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def balance_loss(routing: Sequence[Routing], mask_BT: Tensor, balancing: Balancing) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from torch import nn
 
 from harness import moe
 from harness.method import Batch
@@ -99,6 +100,31 @@ def test_every_layer_with_experts_is_watched_in_its_order():
     assert [layer.router for layer in routing] == [model.model.layers[i].mlp.gate for i in (1, 2)] == moe.routers(model)
     assert all(layer.logits_NE.shape == (batch.tokens_BT.numel(), 7) for layer in routing)
     assert all(layer.asked_NK.shape == (batch.tokens_BT.numel(), 2) for layer in routing)
+
+
+class ScoringTopkRouter(nn.Linear):
+    """Says scores and nothing else."""
+
+
+class MixedTopkRouter(nn.Module):
+    """Without a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scorer = ScoringTopkRouter(4, 3)
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x_ND):
+        scores_NE = self.scorer(self.weight * x_ND)
+        return scores_NE, *scores_NE.topk(2)
+
+
+def test_routers_are_those_with_a_weight_for_each_expert_and_watched_are_those_that_say_who_is_asked():
+    one = MixedTopkRouter()
+    assert moe.routers(one) == [one.scorer]
+    with moe.watched(one) as routing:
+        one(torch.randn(5, 4))
+    assert routing == []
 
 
 # what a policy does with it
