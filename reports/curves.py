@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, isfinite, log10, nan, sqrt
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
+from reports.data import Data, data
 from reports.leaderboard import is_base
 from reports.load import Run
 from reports.looks import Look
@@ -27,10 +28,10 @@ class Line:
     look: Look
     path: str
     band: str
-    stop: int
-    end: int
-    text_at: int
-    last: str
+    stop: float  # where it ends and how high, and how high its name stands, in percent
+    height: float
+    text_at: float
+    said: str  # its last value
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Plot:
     end: float
     lines: tuple[Line, ...]
     x_ticks: tuple[tuple[float, str], ...]
-    turns: bool = False  # lines may go back, so a dot says where each ended
+    turns: bool = False  # lines may go back, or x is not linear: a dot says where each ended, and no cursor reads values
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Panel:
     low: float
     high: float
     base: float | None  # height of the base's line, where there is one
+    data: Data
 
 
 class Logged(Protocol):
@@ -156,9 +158,9 @@ def _plot(
         x = _across(s.x, x_end)
         band = _path(np.concatenate([x, x[::-1]]), _down(np.concatenate([s.high, s.low[::-1]]), y)) + "Z"
         single = bool((s.high == s.low).all())
-        last = quantity.write(float(s.mean[-1]))
-        path, stop = _path(x, _down(s.mean, y)), round(float(x[-1]))
-        lines.append(Line(s.label, looks[s.label], path, "" if single else band, stop, end, text_at, last))
+        last = f"last {quantity.write(float(s.mean[-1]))}"
+        path, stop = _path(x, _down(s.mean, y)), round(float(x[-1])) / 10
+        lines.append(Line(s.label, looks[s.label], path, "" if single else band, stop, end / 10, text_at / 10, last))
     return Plot(axis, x_end, tuple(lines), tuple((mark / x_end * 100, tick(mark)) for mark in x_marks))
 
 
@@ -176,10 +178,20 @@ def _y_axis(quantity: Quantity, values: Sequence[float]) -> list[float]:
     return [mark for mark in y if mark < 1 - 1e-9] + [1.0] if quantity.whole and y[-1] > 1 else y
 
 
-def _panel(quantity: Quantity, plots: Sequence[Plot], y: Sequence[float], base: Sequence[float]) -> Panel:
+def _panel(quantity: Quantity, plots: Sequence[Plot], y: Sequence[float], base: Sequence[float], numbers: Data) -> Panel:
     heights = [float(height) / BOX * 100 for height in _down(np.array([*y, *base]), y)]
     marks = tuple((height, quantity.mark(mark)) for height, mark in zip(heights, y, strict=False))
-    return Panel(quantity, tuple(plots), marks, y[0], y[-1], heights[-1] if base else None)
+    return Panel(quantity, tuple(plots), marks, y[0], y[-1], heights[-1] if base else None, numbers)
+
+
+def _numbers(quantity: Quantity, axis: Axis, found: Sequence[Series]) -> Data:
+    """Against the first axis, as it is drawn."""
+    rows = [
+        (s.label, float(x), float(mean), float(low), float(high))
+        for s in found
+        for x, mean, low, high in zip(s.x, s.mean, s.low, s.high, strict=True)
+    ]
+    return data(quantity.column.replace("/", "-"), ("line", axis.name, "mean", "band_low", "band_high"), rows)
 
 
 def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -203,8 +215,20 @@ def panel(
     if not values:
         return None
     y = _y_axis(quantity, [*values, *base])
-    plots = [_plot(found[axis], axis, quantity, looks, ends[axis], y) for axis in found if found[axis]]
-    return _panel(quantity, plots, y, base)
+    drawn = [axis for axis in found if found[axis]]
+    plots = [_plot(found[axis], axis, quantity, looks, ends[axis], y) for axis in drawn]
+    return _panel(quantity, plots, y, base, _numbers(quantity, drawn[0], found[drawn[0]]))
+
+
+def uneven_panel(
+    quantity: Quantity, axis: Axis, found: Sequence[Series], looks: Mapping[str, Look], marks: Sequence[tuple[float, str]]
+) -> Panel:
+    """Series whose x is some scale of what the marks (position in x, text) say."""
+    y = _y_axis(quantity, [float(edge) for s in found for edge in (s.low.min(), s.high.max())])
+    end = max(float(s.x[-1]) for s in found)
+    plot = _plot(found, axis, quantity, looks, end, y)
+    plot = replace(plot, x_ticks=tuple((100 * at / end, text) for at, text in marks), turns=True)
+    return _panel(quantity, [plot], y, (), _numbers(quantity, axis, found))
 
 
 def panels(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[Panel]:
@@ -250,6 +274,9 @@ def frontier(runs: Sequence[Run], looks: Mapping[str, Look]) -> Panel | None:
     for (label, way), end, text_at in zip(ways.items(), ends, spread(ends), strict=True):
         x = _across(np.sqrt(way[:, 0].clip(0)), sqrt(x_end))
         last = f"{REWARD.write(way[-1, 1])} at KL {si(way[-1, 0])}"
-        lines.append(Line(label, looks[label], _path(x, _down(way[:, 1], y)), "", round(float(x[-1])), end, text_at, last))
+        path, stop = _path(x, _down(way[:, 1], y)), round(float(x[-1])) / 10
+        lines.append(Line(label, looks[label], path, "", stop, end / 10, text_at / 10, last))
     marks = tuple((100 * sqrt(mark / x_end), tick(mark)) for mark in ticks(0, x_end, 4) if mark <= x_end * 1.001)
-    return _panel(REWARD, [Plot(KL, x_end, tuple(lines), marks, turns=True)], y, base)
+    rows = [(label, float(kl), float(score)) for label, way in ways.items() for kl, score in way]
+    numbers = data("reward-and-kl", ("arm", "kl", "pass@1"), rows)
+    return _panel(REWARD, [Plot(KL, x_end, tuple(lines), marks, turns=True)], y, base, numbers)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 THOUGHT = re.compile(r"\s*(?:<think>.*?(?:</think>|\Z)|<[^>]*(?:>|\Z))", re.DOTALL)
 LONGEST = 1500
+LAYOUT = str.maketrans("", "", "\n\t")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ def _code(character: str) -> str:
 
 def plain(text: str) -> str:
     """One string in which control, bidi and other unseen characters stand as codes."""
+    if text.translate(LAYOUT).isprintable():
+        return text
     return "".join(f"⟨{_code(c)}⟩" if _hidden(c) else c for c in text)
 
 

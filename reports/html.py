@@ -17,15 +17,26 @@ from markupsafe import Markup
 
 from reports import escape, numbers, provenance
 from reports.architectures import architectures
+from reports.cost import Cost, costs
 from reports.curves import Panel, frontier, panels
+from reports.data import Data, data
+from reports.errors import Errors, errors
 from reports.finding import ENOUGH_SEEDS, finding
+from reports.health import Health, health
 from reports.heat import legend
 from reports.intervals import Ranking, ranking
-from reports.leaderboard import Board, leaderboards
+from reports.leaderboard import Board, leaderboards, records
+from reports.lengths import Lengths, lengths
 from reports.load import Comparison, Run, load
 from reports.looks import Look, looks
+from reports.maps import maps
+from reports.notices import notices
+from reports.process import Process, process
 from reports.quantities import AXES
 from reports.samples import FILTERS, Samples, samples
+from reports.significance import Matrix, significance
+from reports.tally import Tally, tally
+from reports.tries import tries
 
 HERE = Path(__file__).parent
 
@@ -41,7 +52,14 @@ class Section:
     ranking: Ranking | None
     panels: list[Panel]
     frontier: Panel | None
+    tries: list[Panel]
+    cost: Cost | None
+    significance: Matrix | None
+    lengths: Lengths | None
     samples: Samples | None
+    errors: Errors | None
+    process: Process | None
+    health: Health | None
 
     @property
     def rows(self) -> list[dict[str, object]]:
@@ -57,8 +75,19 @@ class Section:
         """Whether other tasks were asked too."""
         return bool(self.board.frame["forgetting"].notna().any())
 
+    @property
+    def data(self) -> Data:
+        """The leaderboard, without columns of which nothing is known."""
+        rows = [{k: v for k, v in row.items() if k != "scores"} | {"seeds": _seeds(row)} for row in records(self.board.frame)]
+        known = [key for key in rows[0] if any(row[key] is not None for row in rows)]
+        return data("leaderboard", known, [[row[key] for key in known] for row in rows])
 
-def _section(number: int, board: Board, comparison: Comparison, drawn: dict[str, Look]) -> Section:
+
+def _seeds(row: dict[str, Any]) -> str:
+    return " ".join(f"{seed}:{score:.6g}" for seed, score in row["scores"].items())
+
+
+def _section(number: int, board: Board, comparison: Comparison, drawn: dict[str, Look], tallies: dict[str, Tally]) -> Section:
     runs = comparison.of(board.task, board.model)
     return Section(
         f"s{number}",
@@ -68,7 +97,14 @@ def _section(number: int, board: Board, comparison: Comparison, drawn: dict[str,
         ranking(board.frame, drawn),
         panels(runs, drawn),
         frontier(runs, drawn),
+        tries(runs, tallies, drawn),
+        costs(board.frame, runs, drawn),
+        significance(board.frame),
+        lengths(runs, tallies, drawn),
         samples(runs),
+        errors(runs, tallies),
+        process(runs, tallies),
+        health(runs),
     )
 
 
@@ -92,6 +128,7 @@ def _environment() -> Environment:
         "tick": numbers.tick,
         "count": numbers.count,
         "whole": numbers.whole,
+        "nats": numbers.nats,
         "times": numbers.times,
         "number": lambda value, how: {"percent": numbers.percent, "nats": numbers.nats, "more_nats": numbers.more_nats}[how](
             value
@@ -108,13 +145,16 @@ def render(root: Path | str, name: str) -> str:
     comparison = load(root, name)
     boards = leaderboards(comparison)
     drawn = looks(comparison)
+    tallies = {run.id: tally(run) for run in comparison.runs if run.done}
     style, script = ((HERE / file).read_text(encoding="utf-8") for file in ("style.css", "script.js"))
     page = _environment().get_template("template.html.j2")
     return page.render(
         comparison=comparison,
         counts={status: comparison.count(status) for status in ("done", "failed", "unfinished", "missing")},
         finding=finding(boards),
-        sections=[_section(number, board, comparison, drawn) for number, board in enumerate(boards)],
+        sections=[_section(number, board, comparison, drawn, tallies) for number, board in enumerate(boards)],
+        maps=maps(comparison, boards),
+        notices=notices(comparison, boards, tallies),
         architectures=architectures(comparison, boards),
         legend=legend(),
         setups=provenance.setups(comparison),

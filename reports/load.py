@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import isnan
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +49,7 @@ class Run:
     card: Mapping[str, str] = field(default_factory=dict[str, str])
     stages: tuple[str, ...] = ()  # labels of the arms that came before it, whose policy it starts from, in their order
     metrics: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
+    notes: tuple[str, ...] = ()  # what was left out of its metrics, and why
 
     @property
     def done(self) -> bool:
@@ -109,6 +111,15 @@ class Comparison:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """One object a line. A torn last line is what a killed writer leaves and is ignored; any other is an error."""
     lines = path.read_bytes().split(b"\n")
+    whole = [line for line in lines if line.strip()]
+    try:
+        rows = json.loads(b"[" + b",".join(whole) + b"]")  # faster than line by line
+    except ValueError:
+        return _read_lines(path, lines)
+    return rows if len(rows) == len(whole) and all(isinstance(row, dict) for row in rows) else _read_lines(path, lines)
+
+
+def _read_lines(path: Path, lines: list[bytes]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -136,16 +147,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_metrics(path: Path) -> pd.DataFrame:
-    """One row a step: what a resumed run logged twice counts once, and its last word holds."""
+def _read_metrics(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """One row a step: what a resumed run logged twice counts once, and its last word holds. Also what was left out."""
     steps: dict[int, dict[str, float]] = {}
+    broken = Counter[str]()
     for number, row in enumerate(read_jsonl(path) if path.exists() else [], start=1):
         step = row.get("step")
         if not isinstance(step, int):
             raise ReportError(path, f"record {number} has no whole number under `step`")
-        said = {key: value for key, value in row.items() if isinstance(value, int | float) and not isnan(value)}
-        steps.setdefault(step, {}).update(said)
-    return pd.DataFrame([steps[step] for step in sorted(steps)])
+        said = {key: value for key, value in row.items() if isinstance(value, int | float)}
+        broken.update(key for key, value in said.items() if not isfinite(value))
+        steps.setdefault(step, {}).update({key: value for key, value in said.items() if isfinite(value)})
+    notes = tuple(f"`{key}` is NaN or infinite on {n} line{'s' if n != 1 else ''}, left out" for key, n in sorted(broken.items()))
+    return pd.DataFrame([steps[step] for step in sorted(steps)]), notes
 
 
 def _stages(root: Path, config: Record) -> tuple[str, ...]:
@@ -183,8 +197,12 @@ def _load_run(root: Path, identity: str) -> Run:
         environment=read_json(environment) if environment.exists() else {},
         card={key: str(value) for key, value in read_json(card).items()} if card.exists() else {},
         stages=_stages(root, config),
-        metrics=_read_metrics(directory / "metrics.jsonl"),
     )
+    try:
+        metrics, notes = _read_metrics(directory / "metrics.jsonl")
+    except ReportError as error:
+        return replace(run, status="failed", reason=f"metrics.jsonl cannot be read: {error.problem}")
+    run = replace(run, metrics=metrics, notes=notes)
     if (directory / "DONE").exists():
         if pd.notna(run.final(HEADLINE)):
             return replace(run, status="done", reason="")

@@ -149,3 +149,55 @@ for (const area of document.querySelectorAll(".area[data-end]")) {
     cursor.setAttribute("visibility", "hidden");
   });
 }
+
+const cells = (text) => {
+  const rows = [[]];
+  let value = "";
+  let quoted = false;
+  for (let i = 0; i < text.length; i++) {
+    const character = text[i];
+    if (quoted && character === '"' && text[i + 1] === '"') value += text[++i];
+    else if (character === '"') quoted = !quoted;
+    else if (!quoted && (character === "," || character === "\n")) {
+      rows.at(-1).push(value);
+      value = "";
+      if (character === "\n") rows.push([]);
+    } else value += character;
+  }
+  return rows.filter((row) => row.length);
+};
+
+const tabulated = (text) => {
+  const table = document.createElement("table");
+  cells(text).forEach((row, number) => {
+    const line = (number ? (table.tBodies[0] ?? table.createTBody()) : table.createTHead()).insertRow();
+    for (const value of row) {
+      const cell = document.createElement(number ? "td" : "th");
+      cell.textContent = value;
+      line.append(cell);
+    }
+  });
+  return table;
+};
+
+for (const details of document.querySelectorAll("details.data")) {
+  const button = details.querySelector(".download");
+  const source = details.querySelector(".csv");
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([source.textContent], { type: "text/csv" }));
+    link.download = button.dataset.name;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+  details.addEventListener("toggle", () => {
+    if (source.hidden) return;
+    const frame = document.createElement("div");
+    frame.className = "scroll";
+    frame.tabIndex = 0;
+    frame.append(tabulated(source.textContent));
+    source.after(frame);
+    source.hidden = true;
+  });
+}

@@ -162,11 +162,13 @@ def _metrics(random: Random, label: str, method: str, gain: float, steps: int, o
     return [*rows, final]
 
 
-def _completions(random: Random, skill: float, problems: int, hostile: bool) -> list[dict[str, Any]]:
+def _completions(
+    random: Random, skill: float, problems: int, hostile: bool, samples: int = 2, traced: bool = False
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number in range(problems):
         left, right = 3 + number * 7 % 41, 2 + number * 5 % 37
-        for sample, greedy in ((0, True), (0, False), (1, False)):
+        for sample, greedy in ((0, True), *((sample, False) for sample in range(samples))):
             right_answer = random.random() < skill
             answer = str(left + right if right_answer else left + right + random.choice([-10, -1, 1, 10]))
             cut = not right_answer and random.random() < 0.08
@@ -190,6 +192,7 @@ def _completions(random: Random, skill: float, problems: int, hostile: bool) -> 
                     "truncated": cut,
                     "band": ["easy", "hard"][number % 2],
                 }
+                | ({"trace": None if cut else random.random() < 0.4, "rechecks": number % 3, "mixed": False} if traced else {})
             )
     return rows
 
@@ -206,6 +209,8 @@ def write_run(
     hostile: bool = False,
     others: Sequence[str] = (),
     gain: float | None = None,
+    samples: int = 2,
+    traced: bool = False,
 ) -> str:
     """Write one run directory in the given state (done, failed, unfinished or missing) and return its id."""
     method, usual, options = (ARMS | MORE)[label]
@@ -231,12 +236,15 @@ def write_run(
     (folder / "card.json").write_text(json.dumps(CARDS.get(method, {})))
     steps = 0 if method == "base" else steps
     rows = _metrics(random, label, method, gain, steps, others)
+    if traced:
+        rows[-1] |= {"test/trace": 0.6 - gain, "test/thinks": 0.5 + gain, "test/rechecks": 1 + gain, "test/mixed": 0.01}
+        rows[-1]["test/trace"] += random.gauss(0, 0.01)
     if state != "done":
         rows = rows[: len(rows) // 2]
     (folder / "metrics.jsonl").write_text("".join(map(_line, rows)))
     if state == "done":
         for split in ("test", "validation"):
-            texts = _completions(random, BASE + gain, problems, hostile)
+            texts = _completions(random, BASE + gain, problems, hostile, samples, traced)
             (folder / "evals" / f"{steps:06d}-{split}.jsonl").write_text("".join(map(_line, texts)))
         (folder / "DONE").write_text("")
     if state == "failed":

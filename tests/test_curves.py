@@ -93,8 +93,8 @@ def test_the_way_through_kl_is_the_mean_over_seeds_at_each_evaluation_they_share
     grpo, sft = panel.plots[0].lines
     assert panel.plots[0].end == pytest.approx(0.4)
     assert grpo.path == "M0 625L1000 125L707 250"
-    assert (grpo.stop, grpo.end, grpo.last) == (707, 250, "60.0% at KL 0.200")
-    assert (sft.stop, sft.end) == (0, 750)
+    assert (grpo.stop, grpo.height, grpo.said) == (70.7, 25.0, "60.0% at KL 0.200")
+    assert (sft.stop, sft.height) == (0, 75)
     assert panel.base == pytest.approx(75)
     assert frontier(runs[:1] + runs[3:], drawn) is None
 
@@ -112,7 +112,7 @@ def test_the_learned_reward_is_drawn_against_the_verifiers_with_what_the_model_i
             ("verifier", "c0 dashed"),
         ]
         learned, verified = plot.lines
-        assert learned.end < verified.end
+        assert learned.height < verified.height
 
 
 def test_preferences_show_whether_the_chosen_ones_lose_likelihood_too(tmp_path):

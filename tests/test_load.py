@@ -53,8 +53,10 @@ def test_a_torn_last_line_is_ignored_and_a_broken_one_inside_is_named(tmp_path):
     metrics.write_text(whole + '{"step": 200, "los')
     assert load(tmp_path, "demo").runs[0].metrics.equals(before)
     metrics.write_text('{"step": 0, "los\n' + whole)
-    with pytest.raises(ReportError, match=r"metrics\.jsonl: line 1 is not JSON"):
-        load(tmp_path, "demo")
+    run = load(tmp_path, "demo").runs[0]
+    assert run.status == "failed"
+    assert run.reason.startswith("metrics.jsonl cannot be read: line 1 is not JSON")
+    assert "metrics.jsonl cannot be read: line 1 is not JSON" in render(tmp_path, "demo")
 
 
 def test_steps_that_a_resumed_run_logged_twice_count_once(tmp_path):
@@ -86,8 +88,6 @@ def test_a_line_separator_inside_a_completion_does_not_split_its_record(tmp_path
         ("runs/{run}/config.json", "[]", "not a JSON object"),
         ("runs/{run}/card.json", "clip: none", "not JSON"),
         ("runs/{run}/card.json", '["clip"]', "not a JSON object"),
-        ("runs/{run}/metrics.jsonl", '{"loss": 1}\n', "no whole number under `step`"),
-        ("runs/{run}/metrics.jsonl", "[1]\n", "line 1 is not a JSON object"),
     ],
 )
 def test_a_broken_folder_is_one_error_that_names_the_file(tmp_path, file, content, said):
@@ -97,6 +97,23 @@ def test_a_broken_folder_is_one_error_that_names_the_file(tmp_path, file, conten
     with pytest.raises(ReportError, match=re.escape(path.name)) as caught:
         load(tmp_path, "demo")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"loss": 1}\n', "no whole number under `step`"),
+        ("[1]\n", "line 1 is not a JSON object"),
+        ('{"step": 1}{}\n', "not JSON"),
+    ],
+)
+def test_metrics_that_cannot_be_read_are_a_failed_run_with_its_reason(tmp_path, content, said):
+    identities = write_comparison(tmp_path, arms=("base", "sft"), seeds=2)
+    (tmp_path / "runs" / identities[2] / "metrics.jsonl").write_text(content)
+    runs = load(tmp_path, "demo").runs
+    assert [run.status for run in runs] == ["done", "done", "failed", "done"]
+    assert said in runs[2].reason
+    assert "1 of 4 runs failed" in render(tmp_path, "demo")
 
 
 @pytest.mark.parametrize("name", ["absent", "..", "a/b", ""])
