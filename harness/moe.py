@@ -44,14 +44,13 @@ class Balancing:
     rate: Amount = 0.0  # u
 
     def __post_init__(self) -> None:
-        if self.alpha < 0 or self.rate < 0:
-            raise ValueError("alpha and rate must not be negative")
-        kinds = {"none": None, "sequence": "alpha", "batch": "alpha", "bias": "rate"}
-        if self.kind not in kinds:
-            raise ValueError(f"kind must be one of {', '.join(kinds)}, not {self.kind!r}")
-        needed = kinds[self.kind]
+        needs = {"none": None, "sequence": "alpha", "batch": "alpha", "bias": "rate"}
+        if self.kind not in needs:
+            raise ValueError(f"kind must be one of {', '.join(needs)}, not {self.kind!r}")
+        needed = needs[self.kind]
         for name in ("alpha", "rate"):
-            if (getattr(self, name) > 0) != (name == needed):
+            value: float = getattr(self, name)
+            if not value > 0 if name == needed else value != 0:
                 raise ValueError(f"{self.kind!r} needs {needed} above 0 and nothing else" if needed else f"none takes no {name}")
 
 
