@@ -10,6 +10,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -140,9 +141,10 @@ class Comparison:
 
     def recipe(self, model: str, seed: int) -> Recipe | None:
         """How a base is pretrained; None for one that is a folder."""
-        recipe = {**models.presets(), **self.recipes()}.get(model)
+        recipe = {**models.presets(), **self.recipes}.get(model)
         return replace(recipe, seed=seed) if recipe and self.base_per_seed else recipe
 
+    @cached_property
     def recipes(self) -> dict[str, Recipe]:
         """Of its own bases."""
         return models.recipes(self.bases, models.presets(), "bases")
@@ -213,7 +215,7 @@ class Comparison:
             if not NAME.fullmatch(name):
                 raise BakeoffError(f"{where}: bases.{name}: a name is lower case letters, digits, . _ and -")
         with located(where):
-            if taken := sorted(self.recipes().keys() & models.presets().keys()):
+            if taken := sorted(self.recipes.keys() & models.presets().keys()):
                 raise BakeoffError(f"bases.{taken[0]}: there is a preset of that name; take another")
         for key in ("tasks", "models", "seeds"):
             if twice := sorted(value for value, n in Counter(getattr(self, key)).items() if n > 1):

@@ -135,7 +135,7 @@ def test_what_is_let_through_can_be_built_and_read(tmp_path, changes):
     if changes.get("model_type") == "llama":
         sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
         wanted = {"summary": "?", "tasks": ["knights"], "steps": 1, "batch": 1, "threads": 1, "architecture": changes | sizes}
-    recipe = load(tmp_path, wanted).recipes()["mine"]
+    recipe = load(tmp_path, wanted).recipes["mine"]
     policy = Policy(models.new(recipe.architecture, tiny.tokenizer()))
     loss, gradient = tiny.step(policy, tiny.batch())
     assert loss.isfinite()
@@ -158,7 +158,7 @@ def test_presets_are_listed_without_waiting_for_transformers():
 
 
 def test_a_base_like_another_differs_from_it_in_what_its_table_says(tmp_path):
-    mine = load(tmp_path, {"like": "mla", "steps": 7, "architecture": {"kv_lora_rank": 32}}).recipes()["mine"]
+    mine = load(tmp_path, {"like": "mla", "steps": 7, "architecture": {"kv_lora_rank": 32}}).recipes["mine"]
     parent = models.presets()["mla"]
     assert mine.architecture == {**parent.architecture, "kv_lora_rank": 32}
     assert (mine.steps, mine.batch, mine.tasks, mine.name) == (7, parent.batch, parent.tasks, "mine")
