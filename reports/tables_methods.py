@@ -59,6 +59,7 @@ def deepseekmath(comparison: Comparison) -> Table:
 def r1_distill(comparison: Comparison) -> Table:
     """Distillation against reinforcement learning, and their differences on the same seeds (DeepSeek-R1, Table 6)."""
     blocks: list[Block] = []
+    drawn, most = _samples(comparison)
     for task, model in comparison.sections:
         found = arms(comparison, task, model)
         kept = {label: runs for label, runs in found.items() if not is_control(runs[0])}
@@ -75,6 +76,7 @@ def r1_distill(comparison: Comparison) -> Table:
                 Cell(label),
                 finished(runs),
                 *(measured(runs, name, "share") for name in names.values()),
+                _at("maj", runs, drawn, most, _maj) if most else Cell(nan, "share", reason="no samples"),
                 mean(runs, "budget/flops", "amount"),
             )
             for label, runs in shown.items()
@@ -89,8 +91,8 @@ def r1_distill(comparison: Comparison) -> Table:
                     )
                     for name in names.values()
                 )
-                rows.append((Cell(f"{label} − {rival}"), Cell(""), *gaps, Cell("")))
-        blocks.append(Block(_place(task, model), ("arm", "seeds", *names, "FLOPs"), tuple(rows)))
+                rows.append((Cell(f"{label} − {rival}"), Cell(""), *gaps, Cell(""), Cell("")))
+        blocks.append(Block(_place(task, model), ("arm", "seeds", *names, f"{task} maj@{most}", "FLOPs"), tuple(rows)))
     if not any(run.done for run in comparison.runs) or not blocks:
         raise refuse(
             comparison,
@@ -181,8 +183,7 @@ def _per(runs: Sequence[Run], base: Sequence[Run], names: Sequence[str], scale: 
 
 def passk(comparison: Comparison) -> Table:
     """Pass@k and maj@k against k (DeepSeekMath, Figure 7)."""
-    drawn = {run.id: _drawn(run) for run in comparison.runs if run.done}
-    most = min((len(samples) for found in drawn.values() for samples in found), default=0)
+    drawn, most = _samples(comparison)
     if most < 2:
         raise refuse(
             comparison, "passk", f"two or more samples of each problem, and the fewest are {most}: evaluation.test_samples"
@@ -209,13 +210,19 @@ def passk(comparison: Comparison) -> Table:
 Sample = tuple[bool, str | None]  # whether it is right, and its answer
 
 
+def _samples(comparison: Comparison) -> tuple[dict[str, list[list[Sample]]], int]:
+    """Those of each finished run by its id, and how many there are of every problem."""
+    drawn = {run.id: _drawn(run) for run in comparison.runs if run.done}
+    return drawn, min((len(samples) for found in drawn.values() for samples in found), default=0)
+
+
 def _drawn(run: Run) -> list[list[Sample]]:
     """The samples of each problem that a run was scored on."""
     found: dict[str, list[Sample]] = {}
     for row in run.evaluation(run.split):
-        if not row["greedy"]:
-            answer = row["answer"] if row["prompt"] else LEFT_OUT
-            found.setdefault(row["problem"], []).append((row["reward"] == 1.0, answer))
+        if not row.get("greedy"):
+            answer = row.get("answer") if row.get("prompt") else LEFT_OUT
+            found.setdefault(str(row.get("problem")), []).append((row.get("reward") == 1.0, answer))
     return list(found.values())
 
 
@@ -230,7 +237,10 @@ def _at(
     known = [drawn[run.id] for run in runs if drawn.get(run.id)]
     if name == "maj" and any(answer == LEFT_OUT for found in known for samples in found for _, answer in samples):
         return Cell(nan, "share", reason="packed results keep no answers")
-    means = (sum(score(samples, k) for samples in found) / len(found) for found in known)
+    try:
+        means = [sum(score(samples, k) for samples in found) / len(found) for found in known]
+    except ValueError as error:
+        return Cell(nan, "share", reason=str(error))
     return cell(t_interval(means), "share", why(runs, "samples"))
 
 

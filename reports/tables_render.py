@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from unicodedata import normalize
 
@@ -44,16 +44,23 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A float for a document that loads booktabs."""
+    """Floats for a document that loads booktabs: the published blocks with the first measured one, then one a block."""
+    first = next((n for n, block in enumerate(table.blocks) if not block.source), 0)
+    groups = [table.blocks[: first + 1], *((block,) for block in table.blocks[first + 1 :])]
+    floats = [_float(table, blocks, number, len(groups)) for number, blocks in enumerate(groups, start=1)]
+    return "\n".join([r"% needs \usepackage{booktabs}", *floats])
+
+
+def _float(table: Table, blocks: Sequence[Block], number: int, of: int) -> str:
     reasons = table.reasons
+    part = f" ({number} of {of})" if of > 1 else ""
     lines = [
-        r"% needs \usepackage{booktabs}",
         r"\begin{table}[htbp]",
-        r"\centering\footnotesize",
-        rf"\caption{{{_tex(table.title)} {_tex(table.caption)}}}",
-        rf"\label{{tab:{table.style}}}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{_tex(table.title + part)} {_tex(table.caption)}}}",
+        rf"\label{{tab:{table.style}-{number}}}",
     ]
-    for block in table.blocks:
+    for block in blocks:
         columns = "".join(_column(block, i) for i in range(len(block.header)))
         rows = [[_tex(cell.text) + _note(cell, reasons, "$^{{{}}}$") for cell in row] for row in block.rows]
         lines += [
@@ -62,13 +69,13 @@ def latex(table: Table) -> str:
             r"\toprule",
             " & ".join(map(_tex, block.header)) + r" \\",
             r"\midrule",
-            *(" & ".join(f"{{{text}}}" if text.startswith("[") else text for text in row) + r" \\" for row in rows),
+            *(rf"{{{first}}} & {' & '.join(rest)} \\" for first, *rest in rows),
             r"\bottomrule",
             r"\end{tabular}",
         ]
-    notes = [*map(_tex, table.notes), *(rf"$^{{{number}}}$\,{_tex(reason)}." for reason, number in reasons.items())]
-    lines += [r"\par\smallskip\raggedright\scriptsize", *(f"{note}\n" for note in notes), r"\end{table}"]
-    return "\n".join(lines) + "\n"
+    here = {cell.reason for block in blocks for cell in block.cells}
+    notes = [*map(_tex, table.notes), *(rf"$^{{{n}}}$\,{_tex(reason)}." for reason, n in reasons.items() if reason in here)]
+    return "\n".join([*lines, r"\par\smallskip\raggedright\scriptsize", *(f"{note}\n" for note in notes), r"\end{table}", ""])
 
 
 def comma(table: Table) -> str:
