@@ -7,8 +7,12 @@ Completions are sampled at temperature 1 from the whole distribution. Nothing he
     kl            E_{y~π} 1/|y| Σ_t KL(π(·|y_<t) ‖ π_base(·|y_<t)), nats a token: exact over the vocabulary at every token of
                   the first sample of each problem; the base is the comparison's, also for an arm that starts from another arm
     entropy       of π at the same tokens
-    router_entropy of the routers' scores, as shares, at the same tokens, in nats
-    max_violation of the experts, at the same tokens: the greatest load over the mean load of its layer, less 1 (global MaxVio)
+    thinks        share of completions that reason; of those the share whose reasoning holds (`trace`), the share that mixes
+                  languages (`mixed`), and the number of steps gone over again (`rechecks`), all by the task's rules
+    mean_length   tokens of a completion, EOS included; `mean_length_right` and `mean_length_wrong` of those that are
+    router_entropy, max_violation
+                  of the routers' scores as shares, in nats, at the same tokens as `kl`; and of the experts, the greatest load
+                  over the mean load of its layer, less 1 (global MaxVio)
 """
 
 from __future__ import annotations
@@ -65,6 +69,9 @@ def evaluate(
                     "reason": verdict.reason,
                     "length": len(tokens),
                     "truncated": verdict.truncated,
+                    "trace": verdict.trace,
+                    "rechecks": verdict.rechecks,
+                    "mixed": verdict.mixed,
                     "band": p.meta.get("band", ""),
                 }
             )
@@ -73,16 +80,33 @@ def evaluate(
             metrics.update(divergence(run, task, prompts, [y.tokens[i] for i in firsts], [y.logp[i] for i in firsts]))
         return out
 
-    sampled = judged(samples, [f"evaluation/{run.config.seed}/{p.id}/{k}" for p in problems for k in range(samples)])
+    sampled = judged(samples, [f"{run.decoding}/{run.config.seed}/{p.id}/{k}" for p in problems for k in range(samples)])
     lines += sampled
     metrics["pass@1"] = mean(line["reward"] == 1.0 for line in sampled)
     metrics["reward"] = mean(line["reward"] for line in sampled)
     metrics["mean_length"] = mean(line["length"] for line in sampled)
     metrics["truncated"] = mean(line["truncated"] for line in sampled)
+    metrics |= lengths(sampled) | reasoning(sampled)
     if greedy:
         lines += (best := judged(1, None))
         metrics["greedy"] = mean(line["reward"] == 1.0 for line in best)
     return metrics, lines
+
+
+def lengths(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Tokens of the completions that are right, and of those that are wrong; of none, nothing."""
+    kinds = {"right": [line["length"] for line in lines if line["reward"] == 1.0]}
+    kinds["wrong"] = [line["length"] for line in lines if line["reward"] != 1.0]
+    return {f"mean_length_{kind}": mean(of_kind) for kind, of_kind in kinds.items() if of_kind}
+
+
+def reasoning(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """What the completions' reasoning is worth, where there is any; of none, only that there is none."""
+    thoughts = [line for line in lines if line["trace"] is not None]
+    metrics = {"thinks": len(thoughts) / len(lines)}
+    if thoughts:
+        metrics |= {name: mean(line[name] for line in thoughts) for name in ("trace", "mixed", "rechecks")}
+    return metrics
 
 
 def picked(run: Run, prompts: list[list[int]], y: Samples, group: int, tries: int) -> list[int]:

@@ -107,6 +107,8 @@ class Rollouts(Batch):
     logp_BT: Tensor  # under the policy that sampled them; 0 outside the completion
     reward_B: Tensor  # the verifier's, in [0, 1]
     ended_B: Tensor  # 1 where the completion ended by itself, 0 where it was cut off
+    formed_B: Tensor  # 1 where it reasons and then answers, whatever it says
+    trace_B: Tensor  # 1 where its reasoning holds, by the task's rule
 
 
 B = TypeVar("B", bound=Batch)

@@ -80,6 +80,22 @@ class Policy(nn.Module):
             self._seen.append((tokens_BT, out.hidden_states[-1] if self.drafts else None, routing))
         return F.pad(logits[..., : self.vocabulary].float(), (0, 0, 1, 0))
 
+    @contextmanager
+    def reading(self) -> Generator[list[tuple[Tensor, Tensor]]]:
+        """The tokens and logits of every forward pass for as long as the block lasts, which no `aux_loss` will know of."""
+        read, logits = list[tuple[Tensor, Tensor]](), self.logits
+
+        def remembered(tokens_BT: Tensor) -> Tensor:
+            read.append((tokens_BT, logits(tokens_BT)))
+            return read[-1][1]
+
+        self.__dict__["logits"] = remembered
+        try:
+            yield read
+        finally:
+            del self.__dict__["logits"]
+            self._seen.clear()
+
     def logp(self, tokens_BT: Tensor) -> Tensor:
         """[B, T] log π(token_t | token_<t)."""
         return taken(self.logits(tokens_BT), tokens_BT)

@@ -56,6 +56,7 @@ class Run:
         self.freeze("reference", self.reference)
         self.base = self._load(base).frozen() if config.start else self.reference  # what eval/kl is measured from
         self.best_of: tuple[int, Callable[[Batch], Tensor]] | None = None  # answers are the best of so many by this score, [B]
+        self.decoding = "evaluation"  # which random numbers completions are evaluated with
         self.meter = Meter()
         self.step = 0  # optimiser steps taken
         self.position = 0  # problems taken from the stream
@@ -151,8 +152,16 @@ class Run:
             {"problem": p.id, "prompt": p.prompt, "completion": text, "length": len(tokens), **asdict(v)}
             for (p, _), text, tokens, v in list(zip(asked, texts, y.tokens, verdicts, strict=True))[:SHOWN]
         ]
-        reward_B, ended_B = torch.tensor([v.reward for v in verdicts]), torch.tensor(y.ended).float()
-        return Rollouts(batch.tokens_BT, batch.mask_BT, logp_BT, reward_B, ended_B).to(self.policy.device), shown
+        judged = Rollouts(
+            batch.tokens_BT,
+            batch.mask_BT,
+            logp_BT,
+            reward_B=torch.tensor([v.reward for v in verdicts]),
+            ended_B=torch.tensor(y.ended).float(),
+            formed_B=torch.tensor([v.formed for v in verdicts]).float(),
+            trace_B=torch.tensor([v.trace is True for v in verdicts]).float(),
+        )
+        return judged.to(self.policy.device), shown
 
     def encode(self, problems: Sequence[Problem]) -> Batch:
         """The worked solutions of the problems, as sequences to learn from."""

@@ -31,6 +31,10 @@ class Verdict:
     answer: str | None = None  # what was extracted from the completion
     reason: str = ""  # shown next to the completion in the report
     truncated: bool = False  # the completion met the length limit before it ended
+    formed: bool = False  # it reasons and then answers, whatever it says
+    trace: bool | None = None  # the reasoning holds; None where there is none, or no rule for it
+    rechecks: int = 0  # steps of the reasoning that are gone over again
+    mixed: bool = False  # the reasoning changes its language on the way
 
     @property
     def correct(self) -> bool:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from harness import checks
+from harness import checks, files
+from harness.coefficient import coefficient
 from harness.errors import TrustError
 from harness.evaluate import at_the_end, on_validation
 from harness.method import B, Method, Metrics
@@ -53,6 +54,7 @@ def train(method: Method[B], run: Run, stop: Callable[[], bool] = lambda: False)
             break
         if run.step == 0:
             checks.first_batch(run, batch)
+            files.write_json(run.folder / "paradigm.json", coefficient(method, run.policy, batch, run.config.micro_batch))
         for rows in run.shuffled(len(batch), *method.passes()):
             flops = method.flops_per_token(run.policy) + run.policy.aux_flops_per_token()
             columns = descend(run, optimizer, batch[rows], loss, flops)  # 2. and 3.

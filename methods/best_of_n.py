@@ -12,25 +12,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.method import Batch, Method, Metrics, Positive
-from harness.policy import Policy, Scalar
+from harness.method import Batch
+from harness.policy import Scalar
 from methods._preferences import LearnedReward, final
+from methods._untrained import Untrained
 
 if TYPE_CHECKING:
     from harness.run import Run
 
 
 @dataclass(kw_only=True)
-class BestOfN(LearnedReward, Method[Batch]):
+class BestOfN(LearnedReward, Untrained):
     data = "pairs of its start's completions, ranked once"
     reward = "a reward model fitted to preferences, asked at evaluation"
     objective = "0; the answer is argmax r of N completions"
 
-    lr: Positive = 1.0
     n: Annotated[int, Field(ge=2)] = 8  # N
 
     reward_model: Scalar = field(init=False, repr=False)  # r_φ
@@ -52,12 +51,6 @@ class BestOfN(LearnedReward, Method[Batch]):
     def restore(self, run: Run, state: dict[str, Any]) -> None:
         self.reward_model.load_state_dict(state["reward_model"])
         run.freeze("reward model", self.reward_model)
-
-    def batch(self, run: Run) -> None:  # noqa: ARG002
-        return None
-
-    def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, Metrics]:  # noqa: ARG002
-        return torch.zeros(()), {}
 
     def card(self) -> dict[str, str]:
         return {"samples from": f"the start, {self.n} an answer", "reward": f"a reward model, of {self.share:.0%} of the budget"}

@@ -14,8 +14,11 @@ unbiased. One gradient step a batch, as in the paper, so ρ = 1 and the clip nev
 Variants by their options: Dr. GRPO (arXiv:2503.20783) is scale = "none", aggregation = "constant"; DAPO's normalisation and
 clip-higher (arXiv:2503.14476, eq. 8) are aggregation = "token", clip_high = 0.28, beta = 0.
 
-Departures: std is the sample standard deviation (the paper does not say; TRL and verl use it). `source = "random"` flips a
-coin instead of asking the verifier: the control that shows what sampling and sharpening do by themselves.
+Departures: std is the sample standard deviation (the paper does not say; TRL and verl use it).
+
+Other rewards by `source`:  "random" flips a coin instead of asking the verifier, the control that shows what sampling and
+sharpening do by themselves;  "format" pays for reasoning before answering, whatever is said (the format reward of DeepSeek-R1
+alone, arXiv:2501.12948, §2.2.2);  "trace" pays for a right answer whose reasoning holds too.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness import ops
-from harness.method import Batch, Count, Method, Metrics, NonNegative, Positive
+from harness.method import Batch, Count, Method, Metrics, NonNegative, Positive, Rollouts
 from harness.policy import Policy
 
 if TYPE_CHECKING:
@@ -41,6 +44,14 @@ AGGREGATIONS = {
     "sequence": "mean over tokens, then over completions",
     "token": "mean over all tokens",
     "constant": "sum over tokens over a constant",
+}
+
+Source = Literal["verifier", "random", "format", "trace"]
+SOURCES = {
+    "verifier": "the verifier",
+    "random": "a coin",
+    "format": "reasoning before answering, right or wrong",
+    "trace": "the verifier, of answer and reasoning",
 }
 
 EPSILON_0 = 1e-6  # ε₀
@@ -57,7 +68,7 @@ class GRPOBatch(Batch):
 @dataclass(kw_only=True)
 class GRPO(Method[GRPOBatch]):
     data = "groups of G completions of its own, fresh every step"
-    reward = "the verifier (control: a coin)"
+    reward = "the verifier (controls: a coin, the format; or answer and reasoning)"
     objective = "-E[min(ρÂ, clip(ρ, 1±ε)Â) - β·KL(π‖π_ref)],  Â = (r - mean_group)/std_group"
 
     lr: Positive = 1e-6
@@ -69,13 +80,11 @@ class GRPO(Method[GRPOBatch]):
     scale: Scale = "std"
     aggregation: Aggregation = "sequence"
     surrogate: Literal["clipped", "plain"] = "clipped"  # plain: the policy gradient, -Â log π_θ
-    source: Literal["verifier", "random"] = "verifier"  # of r
+    source: Source = "verifier"  # of r
 
     def batch(self, run: Run) -> GRPOBatch:
         y = run.rollouts(run.problems(self.prompts), group=self.group)
-        r_PG = y.reward_B.view(self.prompts, self.group)
-        if self.source == "random":
-            r_PG = torch.bernoulli(torch.full(r_PG.shape, 0.5), generator=run.generator("coin")).to(r_PG)
+        r_PG = self.r(run, y).view(self.prompts, self.group)
         run.log({"frac_reward_zero_std": float((r_PG == r_PG[:, :1]).all(-1).float().mean())})
         return GRPOBatch(
             tokens_BT=y.tokens_BT,
@@ -85,6 +94,19 @@ class GRPO(Method[GRPOBatch]):
             advantage_B=advantages(r_PG, self.scale).flatten(),
             weight_B=weights(y.mask_BT.sum(-1), self.aggregation, run.task.max_new_tokens),
         )
+
+    def r(self, run: Run, y: Rollouts) -> Tensor:
+        """[B] the reward, by its source."""
+        match self.source:
+            case "verifier":
+                return y.reward_B
+            case "random":
+                coin = torch.full(y.reward_B.shape, 0.5)
+                return torch.bernoulli(coin, generator=run.generator("coin")).to(y.reward_B)
+            case "format":
+                return y.formed_B
+            case "trace":
+                return y.reward_B * y.trace_B
 
     def loss(self, policy: Policy, batch: GRPOBatch) -> tuple[Tensor, Metrics]:
         logp_BT = policy.logp(batch.tokens_BT) * batch.mask_BT
@@ -103,7 +125,7 @@ class GRPO(Method[GRPOBatch]):
         high = f", {self.clip_high:g} above" if self.clip_high else ""
         return {
             "samples from": "π_θ",
-            "reward": "the verifier" if self.source == "verifier" else "a coin",
+            "reward": SOURCES[self.source],
             "baseline": f"the mean of {self.group} completions"
             if self.scale != "leave-one-out"
             else "the mean of the other completions",

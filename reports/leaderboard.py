@@ -16,7 +16,7 @@ from reports.stats import Interval, paired, t_interval
 
 __all__ = ["Board", "finding", "leaderboards", "records", "text"]
 
-CONTROL_WORDS = ("control", "random", "shuffled", "format-only", "format_only")
+CONTROL_WORDS = ("control", "random", "shuffled", "format", "self-teacher", "again")
 MEANS = {
     "greedy": "test/greedy",
     "reward": "test/reward",

@@ -12,11 +12,12 @@ Every puzzle has one such way in, and from there each statement tells who the ne
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from random import Random
 
 from harness.task import Problem, Task, generated, problem
-from tasks._completion import exact, thinking
+from tasks._completion import exact, reasoned, thinking
 
 NAMES = "ABCDEFGHIJ"
 SIGN = {True: "+", False: "-"}
@@ -39,11 +40,16 @@ def draw(rng: Random, ood: bool) -> Problem:
     return problem("knights", prompt, answer, thinking("".join(thought), answer), band=f"{shape} of {len(order)}")
 
 
+def steps(thought: str) -> list[str]:
+    """A person each, with the signs after the name."""
+    return re.split(r"(?<=[^A-J])(?=[A-J])", thought)
+
+
 TASK = Task(
     name="knights",
     summary="five or six knights and knaves make one statement each; say who is what",
     problems=generated("knights", draw),
-    verify=exact,
+    verify=reasoned(exact, steps),
     chance=0.0234,
     max_new_tokens=48,
 )

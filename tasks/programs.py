@@ -19,7 +19,7 @@ from random import Random
 
 from harness import sandbox
 from harness.task import Problem, Task, Verdict, generated, problem
-from tasks._completion import extract, thinking
+from tasks._completion import extract, reasoned, thinking
 
 FORMS = (*("linear", "modulo", "square", "floor") * 2, "absolute")
 HELD_OUT = (-7, -2, 6, 9, 13, 20, 31)
@@ -90,7 +90,7 @@ TASK = Task(
     name="programs",
     summary="find the program behind five examples; it is executed on held-out inputs",
     problems=generated("programs", draw),
-    verify=verify,
+    verify=reasoned(verify, lambda thought: thought.split(";")),
     chance=0.0005,
     max_new_tokens=64,
 )

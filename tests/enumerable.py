@@ -203,6 +203,6 @@ class Enumeration(Run):
         with torch.no_grad():
             logp_BT = sampler.logp(tokens_BT) * mask_BT
         ended_B = torch.tensor([y[-1] == EOS for y in completions()]).float()
-        y = Rollouts(tokens_BT, mask_BT, logp_BT, self.reward_B, ended_B)[rows_B]
+        y = Rollouts(tokens_BT, mask_BT, logp_BT, self.reward_B, ended_B, formed_B=ended_B, trace_B=1 - ended_B)[rows_B]
         self.meter.sample(len(problems), int(y.mask_BT.sum()), sampler.flops_per_token())
         return y, []

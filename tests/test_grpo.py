@@ -324,3 +324,15 @@ def test_an_option_out_of_range_is_refused_by_name(field, value):
 def test_a_misspelt_option_is_refused_with_the_one_that_was_meant():
     with pytest.raises(BakeoffError, match=r"methods\.grpo: bta: unknown key \(did you mean 'beta'\?\)"):
         validated(GRPO, {"bta": 0.1}, "methods.grpo")
+
+
+def test_each_source_of_reward_is_what_it_says():
+    run = Enumeration(Tabular(0), reward_B=(torch.arange(N) % 2).double())
+    y = run.rollouts(run.problems(1), N)
+    assert torch.equal(GRPO(source="verifier").r(run, y), y.reward_B)
+    assert torch.equal(GRPO(source="format").r(run, y), y.formed_B)
+    assert torch.equal(GRPO(source="trace").r(run, y), y.reward_B * y.trace_B)
+    assert 0 < float((y.reward_B * y.trace_B).sum()) < float(y.reward_B.sum())
+    coin_B = GRPO(source="random").r(run, y)
+    assert set(coin_B.tolist()) == {0.0, 1.0}
+    assert torch.equal(coin_B, GRPO(source="random").r(run, y))

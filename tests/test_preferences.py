@@ -35,7 +35,8 @@ def rollouts(reward_B: Tensor) -> Rollouts:
     """Completions of one token, which is the row's number; mask and log-probability tell them apart too."""
     number_B = torch.arange(len(reward_B))
     tokens_BT = torch.stack([torch.zeros_like(number_B), number_B], 1)
-    return Rollouts(tokens_BT, tokens_BT + 0.5, tokens_BT.float(), reward_B, torch.ones(len(reward_B)))
+    ones_B = torch.ones(len(reward_B))
+    return Rollouts(tokens_BT, tokens_BT + 0.5, tokens_BT.float(), reward_B, ones_B, ones_B, ones_B)
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -23,7 +23,7 @@ from harness import plugins
 from harness.task import Problem, Split, Task
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("arithmetic", "knights", "programs")
+NAMES = ("arithmetic", "dialect", "knights", "programs", "sums")
 SPLITS: tuple[Split, ...] = get_args(Split)
 EVERY_TASK = pytest.mark.parametrize("name", NAMES)
 
@@ -217,7 +217,7 @@ DIGEST = """
 import hashlib, json, sys
 from harness import plugins
 out = {}
-for name in ("arithmetic", "knights", "programs"):
+for name in ("arithmetic", "dialect", "knights", "programs", "sums"):
     for split in ("ood", "test", "validation", "train"):
         problems = plugins.find("tasks", name).problems(split)
         for i in (499, 17, 0) if split != "train" else (49_999, 499, 17, 0):
