@@ -24,6 +24,12 @@ def _percentiles(mean: float, drawn: np.ndarray, confidence: float, n: int) -> I
     return Interval(mean, float(low), float(high), n)
 
 
+def _weights(random: np.random.Generator, draws: int, n: int) -> np.ndarray:
+    """How often each of n is drawn in n draws with replacement, over n; shape (draws, n)."""
+    drawn_DN = random.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(drawn_DN.ravel(), minlength=draws * n).reshape(draws, n) / n
+
+
 def two_level(
     values_SN: np.ndarray, base_SN: np.ndarray, seed: int = 0, draws: int = DRAWS, confidence: float = 0.95
 ) -> Interval:
@@ -43,9 +49,8 @@ def two_level(
     if S == 1:
         return Interval(mean, nan, nan, 1)
     random = np.random.default_rng(seed)
-    seeds_DS = random.multinomial(S, np.full(S, 1 / S), size=draws) / S
-    problems_DN = random.multinomial(N, np.full(N, 1 / N), size=draws) / N
-    return _percentiles(mean, np.einsum("dn,dn->d", seeds_DS @ difference_SN, problems_DN), confidence, S)
+    weights_DS, weights_DN = _weights(random, draws, S), _weights(random, draws, N)
+    return _percentiles(mean, np.einsum("dn,dn->d", weights_DS @ difference_SN, weights_DN), confidence, S)
 
 
 def iqm(scores_RM: np.ndarray) -> float:

@@ -79,7 +79,7 @@ def clustered(values: Mapping[str, float], base: Mapping[str, float], confidence
     """The interval of the mean of `values − base` over the problems that both have; each value is a problem's mean score.
 
     It is about the checkpoints at hand on other problems of the kind: samples of one problem count together, so the error
-    is that of a regression whose errors are clustered by problem (Miller 2411.00640, eqs. 4 and 7), with t(n − 1) as quantile.
+    is that of a regression whose errors are clustered by problem (Miller 2411.00640), with quantiles of t(n − 1).
     """
     return t_interval(_differences(values, base), confidence)
 
