@@ -25,8 +25,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) -> float:
     """The chance that the answer most frequent among k of the n samples is right; unbiased, by counting all C(n, k) subsets.
 
-    `right` says of each sample whether its answer is. Tied answers share the chance evenly. A sample without an answer (None)
-    does not vote; where none votes, the verdict is wrong. Exact up to rounding for n of at most 1000.
+    `right` says of each sample whether its answer is; an answer judged both ways counts by its share. Tied answers count evenly.
+    A sample without an answer (None) does not vote; where none votes, the verdict is wrong. Exact up to rounding.
     """
     n = len(answers)
     if len(right) != n or not 1 <= k <= n or n > MOST:
@@ -35,25 +35,22 @@ def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) -> fl
     for answer, verdict in zip(answers, right, strict=True):
         if answer is not None:
             verdicts[answer].append(bool(verdict))
-    mixed = [answer for answer, said in verdicts.items() if len(set(said)) > 1]
-    if mixed:
-        raise ValueError(f"maj_at_k: the answer {mixed[0]!r} is judged right and wrong")
-    counts = sorted((len(said), said[0]) for said in verdicts.values())
+    counts = sorted((len(said), sum(said) / len(said)) for said in verdicts.values())
     return _votes(tuple(counts), n)[k]
 
 
 @lru_cache(maxsize=4096)
-def _votes(counts: tuple[tuple[int, bool], ...], n: int) -> list[float]:
-    """maj@k for k = 0 … n of n samples, where each answer was given `count` times and is right or not.
+def _votes(counts: tuple[tuple[int, float], ...], n: int) -> list[float]:
+    """maj@k for k = 0 … n of n samples, where each answer was given `count` times and is right to a share.
 
-    Subsets in which a certain right answer has v votes, none has more, and s others have v too, are the coefficients of
+    Subsets in which a certain answer has v votes, none has more, and s others have v too, are the coefficients of
     x^(k − v) y^s in a product over the other answers, with c of n samples each: (1 + x)^c where c < v, and
     Σ_(j < v) C(c, j) x^j + C(c, v) x^v y where not.
     """
     won = np.zeros(n + 1)
-    for (count, _), answers in Counter(item for item in counts if item[1]).items():
+    for (count, share), answers in Counter(item for item in counts if item[1]).items():
         others = list(counts)
-        others.remove((count, True))
+        others.remove((count, share))
         for v in range(1, count + 1):
             rivals = [c for c, _ in others if c >= v]
             small = n - count - sum(rivals)
@@ -66,8 +63,8 @@ def _votes(counts: tuple[tuple[int, bool], ...], n: int) -> list[float]:
                 if v <= n - v:
                     more_SX[1:, v:] += comb(c, v) * ways_SX[:-1, : n - 2 * v + 1]
                 ways_SX = more_SX
-            won[v:] += answers * comb(count, v) * (ways_SX / np.arange(1, len(rivals) + 2)[:, None]).sum(axis=0)
-    return [float(won[k]) / comb(n, k) for k in range(n + 1)]
+            won[v:] += answers * share * comb(count, v) * (ways_SX / np.arange(1, len(rivals) + 2)[:, None]).sum(axis=0)
+    return [min(1.0, float(won[k]) / comb(n, k)) for k in range(n + 1)]
 
 
 def _band(scores: Iterable[float], confidence: float) -> Interval:

@@ -76,9 +76,10 @@ def test_maj_at_k_refuses_impossible_counts(k):
         maj_at_k(["1", "2"], [True], 1)
 
 
-def test_maj_at_k_refuses_an_answer_that_is_judged_both_ways():
-    with pytest.raises(ValueError, match="'1' is judged right and wrong"):
-        maj_at_k(["1", "1"], [True, False], 1)
+def test_an_answer_that_is_judged_both_ways_counts_by_its_share():
+    assert maj_at_k(["1", "1", "2"], [True, False, False], 3) == pytest.approx(0.5)
+    assert maj_at_k(["1", "1", "2"], [True, False, False], 1) == pytest.approx(1 / 3)
+    assert maj_at_k(["1", "1", "2", "2"], [True, False, True, True], 2) == pytest.approx((0.5 + 1 + 4 * 0.75) / 6)
 
 
 def test_a_band_is_the_interval_over_problems_within_what_is_possible():
