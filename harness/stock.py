@@ -6,16 +6,18 @@ lm-eval and one of `harness.evaluate` are of the same completions. lm-eval is im
 
 from __future__ import annotations
 
+import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from statistics import stdev
 from typing import Any, cast
 
+import numpy as np
 import torch
 from datasets import Dataset
 from lm_eval.api.instance import Instance
@@ -130,7 +132,8 @@ class Sampler(TemplateLM):
     def _settings(self, task: str | None, kwargs: dict[str, Any]) -> tuple[int, bool, list[str]]:
         """(tokens at most, sampled at temperature 1 or greedy, stop sequences) of a task's generation_kwargs."""
         asked: dict[str, Any] = dict(normalize_gen_kwargs(kwargs))
-        limit, until, sampled, temperature = (asked.pop(k) for k in ("max_gen_toks", "until", "do_sample", "temperature"))
+        limit, until, sampled = (asked.pop(k) for k in ("max_gen_toks", "until", "do_sample"))
+        temperature = asked.pop("temperature", 1.0)
         odd = asked if sampled else {k: v for k, v in asked.items() if k not in NARROWING}
         if sampled and temperature != 1.0:
             odd = {"temperature": temperature, **odd}
@@ -227,6 +230,19 @@ def ours(name: str) -> bool:
     return ":" in name or name in plugins.names("tasks")
 
 
+@contextmanager
+def undisturbed() -> Generator[None]:
+    """Leave the global generators as they are: lm-eval draws from Python's whenever it looks up the name of a task."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@undisturbed()
 def measure(
     policy: Policy, tokenizer: Any, names: Sequence[str], limit: int | None = None, include: Path | None = None
 ) -> dict[str, Any]:
