@@ -51,7 +51,7 @@ UNITS = {
     "perplexity": Unit(_two, _two),
     "violation": Unit(_two, _two),
     "amount": Unit(si, si),
-    "coefficient": Unit(_signed, si),
+    "signed amount": Unit(_signed, si),
     "whole": Unit(whole, whole),
 }
 
@@ -142,7 +142,14 @@ def _transcribed(value: str | float, unit: str) -> Cell:
     return Cell(value, unit) if isinstance(value, str) else Cell(float(value), unit)
 
 
-def table(comparison: Comparison, style: str, caption: str, blocks: Sequence[Block], notes: Sequence[str] = ()) -> Table:
+def table(
+    comparison: Comparison,
+    style: str,
+    caption: str,
+    blocks: Sequence[Block],
+    notes: Sequence[str] = (),
+    interval: str = "the 95% interval, Student-t over seeds",
+) -> Table:
     """The published blocks of a style, the measured ones, and notes on units, intervals and seeds that the cells call for."""
     every = (*published(style), *blocks)
     cells = [cell for block in every for cell in block.cells]
@@ -156,7 +163,7 @@ def table(comparison: Comparison, style: str, caption: str, blocks: Sequence[Blo
     elif "share" in units:
         said.append("Scores and shares are in percent.")
     if any(isfinite(cell.low) for cell in measured):
-        said.append("Behind ±, or in brackets: the 95% interval, Student-t over seeds.")
+        said.append(f"Behind ±, or in brackets: {interval}.")
     if measured:
         counts = [cell.n for cell in measured]
         few = f", fewer than {ENOUGH_SEEDS}, so preliminary" if min(counts) < ENOUGH_SEEDS else ""

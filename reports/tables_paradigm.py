@@ -13,14 +13,13 @@ from reports.tables_cells import Block, Cell, Table, arms, cell, refuse, table
 
 FILE = "paradigm.json"
 NUMBERS = {
-    "right": ("GC, right", "coefficient"),
-    "wrong": ("GC, wrong", "coefficient"),
-    "up": ("GC, positive", "coefficient"),
-    "down": ("GC, negative", "coefficient"),
-    "mean": ("GC, mean", "coefficient"),
-    "low": ("GC, lowest", "coefficient"),
-    "high": ("GC, highest", "coefficient"),
-    "zero": ("GC zero", "share"),
+    "up": ("GC where positive", "signed amount"),
+    "share_up": ("positive", "share"),
+    "down": ("GC where negative", "signed amount"),
+    "share_down": ("negative", "share"),
+    "zero": ("zero", "share"),
+    "low": ("lowest GC", "signed amount"),
+    "high": ("highest GC", "signed amount"),
 }
 EXTREMES = {"low": min, "high": max}
 
@@ -28,29 +27,25 @@ EXTREMES = {"low": min, "high": max}
 def paradigm(comparison: Comparison) -> Table:
     """Method, data source, reward and gradient coefficient, measured on the first batch (DeepSeekMath, Table 10)."""
     said = {run.id: _read(run) for run in comparison.runs}
-    recorded = [one for one in said.values() if one.coefficients]
-    if not recorded:
+    if not any(one.coefficients for one in said.values()):
         raise refuse(comparison, "paradigm", f"a run that recorded its gradient coefficient in {FILE}")
-    numbers = [(key, *named) for key, named in NUMBERS.items() if any(key in one.coefficients for one in recorded)]
     blocks: list[Block] = []
     for task, model in comparison.sections:
         rows: list[tuple[Cell, ...]] = []
         for label, runs in arms(comparison, task, model).items():
-            card = next((run.card for run in runs if run.card), {})
             found = [said[run.id].coefficients for run in runs if said[run.id].coefficients]
             missing = next((said[run.id].missing for run in runs if said[run.id].missing), "")
             over = sorted({str(one.get("over")) for one in found})
             rows.append(
                 (
                     Cell(label),
-                    Cell(card.get("samples from", "none")),
-                    Cell(card.get("reward", "none")),
-                    *(_number(found, key, unit, missing) for key, _, unit in numbers),
+                    *(_told(runs, name, missing) for name in ("samples from", "reward")),
+                    *(_number(found, key, unit, missing) for key, (_, unit) in NUMBERS.items()),
                     Cell(", ".join(over)) if over else Cell(nan, reason=missing),
                     _error(found, missing),
                 )
             )
-        header = ("method", "data source", "reward", *(name for _, name, _ in numbers), "over", "error")
+        header = ("method", "data source", "reward", *(name for name, _ in NUMBERS.values()), "over", "error")
         blocks.append(Block(f"{task}, {model}", header, tuple(rows)))
     return table(
         comparison,
@@ -60,6 +55,7 @@ def paradigm(comparison: Comparison) -> Table:
         (
             "Over tokens: the loss reads the tokens taken alone, and GC is exact. Over the vocabulary: it reads whole "
             "distributions, and GC is that of the token taken.",
+            "Positive, negative, zero: the shares of tokens. Lowest and highest are of all runs.",
             "Error: of the gradient rebuilt from the coefficients, to autograd's, relative; the largest of all runs.",
         ),
     )
@@ -76,12 +72,19 @@ class Recorded:
 def _read(run: Run) -> Recorded:
     path = run.directory / FILE
     if not path.exists():
-        reason = "the base takes no step" if run.method == "base" else run.reason.strip().split("\n")[-1]
+        reason = "it takes no step" if run.done and run.final("step") == 0 else run.reason.strip().split("\n")[-1]
         return Recorded({}, f"no {FILE}" + (f": {reason}" if reason else ""))
     try:
         return Recorded(read_json(path))
     except ReportError as error:
         return Recorded({}, f"{run.id}/{FILE}: {error.problem}")
+
+
+def _told(runs: Sequence[Run], name: str, missing: str) -> Cell:
+    """What the algorithm card says; a card that does not know the word has none of it."""
+    card = next((run.card for run in runs if run.card), {})
+    known = bool(card) or any(run.done for run in runs)
+    return Cell(card.get(name, "none")) if known else Cell(nan, reason=missing)
 
 
 def _number(found: Sequence[Mapping[str, Any]], key: str, unit: str, missing: str) -> Cell:

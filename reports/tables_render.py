@@ -12,6 +12,7 @@ from unicodedata import normalize
 from reports.tables_cells import Block, Cell, Table
 
 LONG = 24  # characters from which a column of text is broken into lines
+WIDE = 9  # columns that fit at the usual size
 TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
@@ -56,7 +57,8 @@ def _float(table: Table, blocks: Sequence[Block], number: int, of: int) -> str:
     part = f" ({number} of {of})" if of > 1 else ""
     lines = [
         r"\begin{table}[htbp]",
-        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\centering\{'scriptsize' if max(len(block.header) for block in blocks) > WIDE else 'footnotesize'}",
+        r"\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{_tex(table.title + part)} {_tex(table.caption)}}}",
         rf"\label{{tab:{table.style}-{number}}}",
     ]

@@ -16,7 +16,10 @@ from reports.tables import FORMATS, STYLES, render, sentences
 from reports.tables_cells import PUBLISHED, UNITS
 
 ARMS = ("base", "sft", "distill", "grpo", "sft-grpo")
-GC = {"over": "tokens", "right": 0.75, "wrong": -0.25, "mean": 0.1, "low": -1.5, "high": 1.5, "zero": 0.125, "error": 2e-7}
+GC = {
+    "over": "tokens", "tokens": 400, "mean": 0.1, "low": -1.5, "high": 1.5, "up": 0.75, "down": -0.25, "share_up": 0.5,
+    "share_down": 0.375, "zero": 0.125, "error": 2e-7,
+}  # fmt: skip
 
 
 def table(root, style):
@@ -158,32 +161,32 @@ def test_results_that_were_packed_without_answers_have_no_majority(tmp_path):
     assert found["pass@k, arithmetic, tiny"]["grpo"]["pass@2"].n == 3
 
 
-def test_an_answer_that_is_judged_right_and_wrong_has_no_majority(tmp_path):
-    write_comparison(tmp_path, arms=("base",))
-    rewrite(
-        folders(tmp_path, "base")[0], "evals/*-test.jsonl", lambda row: {**row, "answer": "7", "reward": float(row["sample"])}
-    )
-    cell = blocks(tmp_path, "passk")["maj@k, arithmetic, tiny"]["base"]["maj@2"]
-    assert "judged right and wrong" in cell.reason
-    assert cell.n == 0
+def test_more_samples_than_a_majority_can_be_counted_of_leave_the_cell_empty(tmp_path):
+    write_comparison(tmp_path, arms=("base",), seeds=1, problems=1)
+    path = next(folders(tmp_path, "base", 1)[0].glob("evals/*-test.jsonl"))
+    row = json.loads(path.read_text().splitlines()[-1])
+    path.write_text("".join(json.dumps(row | {"sample": number}) + "\n" for number in range(1001)))
+    found = blocks(tmp_path, "passk")
+    assert "1000" in found["maj@k, arithmetic, tiny"]["base"]["maj@2"].reason
+    assert found["pass@k, arithmetic, tiny"]["base"]["pass@1001"].n == 1
 
 
 def test_the_paradigm_holds_what_each_run_recorded_on_its_first_batch(tmp_path):
     write_comparison(tmp_path, arms=("base", "sft", "grpo"))
     for seed, folder in enumerate(folders(tmp_path, "grpo")):
-        said = GC | {"right": 0.5 + seed / 8, "low": -1.0 - seed, "error": 1e-7 * (seed + 1)}
+        said = GC | {"up": 0.5 + seed / 8, "low": -1.0 - seed, "error": 1e-7 * (seed + 1)}
         (folder / "paradigm.json").write_text(json.dumps(said))
     for folder in folders(tmp_path, "sft"):
-        (folder / "paradigm.json").write_text(json.dumps(GC | {"wrong": None, "over": "vocabulary", "error": None}))
+        (folder / "paradigm.json").write_text(json.dumps(GC | {"down": None, "over": "vocabulary", "error": None}))
     rows = blocks(tmp_path, "paradigm")["arithmetic, tiny"]
-    assert seen(t_interval([0.5, 0.625, 0.75]), rows["grpo"]["GC, right"])
-    assert rows["grpo"]["GC, lowest"].value == -3.0
+    assert seen(t_interval([0.5, 0.625, 0.75]), rows["grpo"]["GC where positive"])
+    assert rows["grpo"]["lowest GC"].value == -3.0
     assert rows["grpo"]["error"].value == pytest.approx(3e-7)
     assert rows["grpo"]["data source"].text == "π_θ"
-    assert rows["sft"]["GC, wrong"].reason == "none in the first batch of 3 of 3 runs"
+    assert rows["sft"]["GC where negative"].reason == "none in the first batch of 3 of 3 runs"
     assert rows["sft"]["over"].text == "vocabulary"
     assert rows["sft"]["error"].reason
-    assert rows["base"]["GC, right"].reason == "no paradigm.json: the base takes no step"
+    assert rows["base"]["GC where positive"].reason == "no paradigm.json: it takes no step"
 
 
 def test_a_coefficient_that_cannot_be_read_is_an_empty_cell_that_names_the_file(tmp_path):
@@ -191,7 +194,7 @@ def test_a_coefficient_that_cannot_be_read_is_an_empty_cell_that_names_the_file(
     (folders(tmp_path, "grpo", 1)[0] / "paradigm.json").write_text(json.dumps(GC))
     broken = folders(tmp_path, "sft", 1)[0]
     (broken / "paradigm.json").write_text("{")
-    reason = blocks(tmp_path, "paradigm")["arithmetic, tiny"]["sft"]["GC, right"].reason
+    reason = blocks(tmp_path, "paradigm")["arithmetic, tiny"]["sft"]["GC where positive"].reason
     assert reason.startswith(f"{broken.name}/paradigm.json: not JSON")
 
 
@@ -321,7 +324,7 @@ def test_the_command_prints_a_table_or_writes_it(tmp_path, cli):
         ("demo", "balancng", "md", "no style named 'balancng' (did you mean 'balancing'?)"),
         ("demo", "balancing", "md", "--style balancing needs a base that is a mixture of experts"),
         ("demo", "cost", "html", "no format named 'html'"),
-        ("dmo", "cost", "md", "dmo: no such comparison"),
+        ("dmo", "cost", "md", "no comparison named 'dmo' (did you mean 'demo'?)"),
     ],
 )
 def test_what_cannot_be_printed_is_one_line_and_exit_code_2(tmp_path, cli, name, style, form, said):
