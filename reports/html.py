@@ -35,6 +35,7 @@ from reports.process import Process, process
 from reports.quantities import AXES
 from reports.samples import FILTERS, Samples, samples
 from reports.significance import Matrix, significance
+from reports.stock import stock
 from reports.tally import Tally, tally
 from reports.tries import tries
 
@@ -74,6 +75,12 @@ class Section:
     def forgets(self) -> bool:
         """Whether other tasks were asked too."""
         return bool(self.board.frame["forgetting"].notna().any())
+
+    @property
+    def scores(self) -> Data:
+        """Every seed's score."""
+        rows = [(row["arm"], seed, score) for row in self.board.frame.to_dict("records") for seed, score in row["scores"].items()]
+        return data("scores", ("arm", "seed", "pass@1"), rows)
 
     @property
     def data(self) -> Data:
@@ -165,6 +172,8 @@ def render(root: Path | str, name: str) -> str:
         troubled=[run for run in comparison.runs if not run.done],
         environment=provenance.environment(comparison.runs),
         commands=provenance.commands(comparison),
+        again=[(run.id, provenance.redo(comparison, run)) for run in comparison.runs],
+        stock=stock(comparison),
         style=Markup(style),
         script=Markup(script),
         style_digest=_digest(style),

@@ -157,3 +157,48 @@ def commands(comparison: Comparison) -> list[str]:
         if isinstance(argv, list) and "run" in argv:
             found.add(shlex.join([PurePath(str(argv[0])).name, *map(str, argv[1:])]))
     return sorted(found)
+
+
+def redo(comparison: Comparison, run: Run) -> str:
+    """The command that computes this run again, alone but for the arms it starts from; empty where it is not known.
+
+    The same settings are the same run, so it does nothing while the run's directory says DONE.
+    """
+    argv = run.environment.get("argv")
+    arguments = [str(value) for value in argv] if isinstance(argv, list) else []
+    sweep = next((value for value in arguments if value.endswith(".toml") and "=" not in value), None)
+    known = {other.id: other for other in comparison.runs}
+    chain = _chain(known, run)
+    if sweep is None or not chain:
+        return ""
+    given = [value for value in arguments if "=" in value and not value.startswith(("-", "methods", "name="))]
+    arms = ", ".join(f"{json.dumps(one.label)} = {_table(one, known)}" for one in chain)
+    chosen = [
+        f"methods={{ {arms} }}",
+        f"seeds=[{run.seed}]",
+        f"tasks=[{json.dumps(run.task)}]",
+        f"models=[{json.dumps(run.model)}]",
+    ]
+    return shlex.join(["bakeoff", "run", sweep, *given, *chosen, "name=again"])
+
+
+def _chain(known: Mapping[str, Run], run: Run) -> list[Run]:
+    """The arms that it starts from, first to last, and itself; empty where one has no config."""
+    found: list[Run] = []
+    while run.config and run not in found:
+        found.append(run)
+        start = str(run.config.get("start") or "")
+        if not start:
+            return found[::-1]
+        if start not in known:
+            break
+        run = known[start]
+    return []
+
+
+def _table(run: Run, known: Mapping[str, Run]) -> str:
+    """An arm as an inline table of TOML, all its options written out."""
+    start = str(run.config.get("start") or "")
+    said = {"method": run.method, **(run.config.get("options") or {}), **({"start": known[start].label} if start else {})}
+    written = ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in said.items() if value is not None)
+    return f"{{ {written} }}"

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
+from reports.data import Data, data
 from reports.leaderboard import is_base
 from reports.load import Run
 
 MOST_PROBLEMS = 40
-FEW = 10
+FEW = 8
+LONGEST = 80  # characters of an answer in the data
 
-GAINED, LOST, CUT = "gained", "lost", "truncated"
-FILTERS = ((GAINED, "base wrong → arm right"), (LOST, "base right → arm wrong"), (CUT, "truncated"))
+GAINED, LOST, APART, CUT, DOUBT = "gained", "lost", "apart", "truncated", "doubt"
+FILTERS = (
+    (GAINED, "base wrong → arm right"),
+    (LOST, "base right → arm wrong"),
+    (APART, "methods disagree"),
+    (CUT, "truncated"),
+    (DOUBT, "suspicious reward"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,8 @@ class Answer:
     answer: str
     reason: str
     length: int
-    kinds: tuple[str, ...]  # how it differs from the base's
+    doubt: str  # why its reward is worth a look, or nothing
+    kinds: tuple[str, ...]  # the filters that show it
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,18 @@ class Samples:
     total: int
     counts: Mapping[str, int]  # of all problems, shown or not
 
+    @property
+    def data(self) -> Data:
+        """The verdicts on the problems that are shown; their completions stand on the page."""
+        columns = ("prompt", "expected", "arm", "answer", "reward", "reason", "tokens", "doubt")
+        rows = [
+            (problem.prompt, problem.expected, a.label, a.answer[:LONGEST], a.reward, a.reason[:LONGEST], a.length, a.doubt)
+            for problem in self.problems
+            for a in problem.answers
+            if a
+        ]
+        return data("verdicts", columns, rows)
+
 
 def _greedy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """One completion a problem: the greedy one, or the first where none is."""
@@ -70,9 +92,26 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def _doubt(row: Mapping[str, Any]) -> str:
+    reward, answer = row.get("reward"), row.get("answer")
+    if not isinstance(reward, int | float) or not isfinite(reward):
+        return "no reward"
+    if reward not in (0, 1):
+        return f"rewarded {reward:g}"
+    if reward == 1 and row.get("truncated"):
+        return "right, and truncated"
+    if reward == 1 and row.get("trace") is False:
+        return "right, and its reasoning is not valid"
+    if reward == 1 and "answer" in row and not answer:
+        return "right, without an answer"
+    if reward == 0 and isinstance(answer, str) and answer and answer == row.get("expected"):
+        return "wrong, with the expected answer"
+    return ""
+
+
 def _answer(label: str, row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Answer:
-    correct, truncated = _correct(row), bool(row.get("truncated"))
-    kinds = [CUT] if truncated else []
+    correct, truncated, doubt = _correct(row), bool(row.get("truncated")), _doubt(row)
+    kinds = [kind for kind, given in ((CUT, truncated), (DOUBT, doubt)) if given]
     if base is not None and correct != _correct(base):
         kinds.append(GAINED if correct else LOST)
     reward = row.get("reward")
@@ -86,8 +125,17 @@ def _answer(label: str, row: Mapping[str, Any], base: Mapping[str, Any] | None) 
         _text(row.get("answer")),
         _text(row.get("reason")),
         length if isinstance(length, int) else 0,
+        doubt,
         tuple(kinds),
     )
+
+
+def _compared(answers: Sequence[Answer | None], base: str) -> tuple[Answer | None, ...]:
+    """Marked where some trained arm is right and another wrong."""
+    trained = {answer.correct for answer in answers if answer and answer.label != base}
+    if len(trained) < 2:
+        return tuple(answers)
+    return tuple(replace(a, kinds=(*a.kinds, APART)) if a and a.label != base else a for a in answers)
 
 
 def _chosen(problems: Sequence[Problem]) -> tuple[Problem, ...]:
@@ -113,11 +161,13 @@ def samples(runs: Sequence[Run]) -> Samples | None:
     arms = {label: rows for label, rows in arms.items() if rows}
     if not arms:
         return None
-    base = next((arms[run.label] for run in done if is_base(run) and run.seed == seed and run.label in arms), {})
+    base = next((run.label for run in done if is_base(run) and run.seed == seed and run.label in arms), "")
+    start = arms.get(base, {})
     problems: list[Problem] = []
     for name in dict.fromkeys(name for rows in arms.values() for name in rows):
         first = next(rows[name] for rows in arms.values() if name in rows)
-        answers = tuple(_answer(label, rows[name], base.get(name)) if name in rows else None for label, rows in arms.items())
-        problems.append(Problem(_text(first.get("prompt")), _text(first.get("expected")), _text(first.get("band")), answers))
+        answers = [_answer(label, rows[name], start.get(name)) if name in rows else None for label, rows in arms.items()]
+        asked = (_text(first.get(key)) for key in ("prompt", "expected", "band"))
+        problems.append(Problem(*asked, _compared(answers, base)))
     counts = {kind: sum(kind in problem.kinds for problem in problems) for kind, _ in FILTERS}
     return Samples(seed, tuple(arms), _chosen(problems), len(problems), counts)
