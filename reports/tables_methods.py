@@ -165,6 +165,7 @@ def cost(comparison: Comparison) -> Table:
         (
             "FLOPs count every network that takes part: critic, reward model, reference and teacher too. Seconds and bytes are "
             "of the machine that ran it; bytes are of the whole process.",
+            "Runs do not record how many parameters they train, so no column says it.",
         ),
     )
 

@@ -1,0 +1,62 @@
+"""Paper tables of the packed results that the docs quote, against numbers read from the packed files by hand."""
+
+import gzip
+import json
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from harness.pack import unpack
+from reports.load import load
+from reports.tables import FORMATS, STYLES, render
+from reports.tables_cells import UNITS
+
+pytestmark = pytest.mark.slow
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+FILLED = {
+    "grid": {"deepseekmath", "r1-distill", "architecture", "balancing", "cost", "passk"},
+    "balancing": {"deepseekmath", "architecture", "balancing", "cost", "passk"},
+    "attention": {"deepseekmath", "architecture", "cost", "passk"},
+}
+
+
+@pytest.fixture(scope="module", params=FILLED)
+def unpacked(request, tmp_path_factory):
+    """The comparison, and what is packed of each run: {id: {file: text}}."""
+    root, path = tmp_path_factory.mktemp(request.param), RESULTS / f"{request.param}.jsonl.gz"
+    unpack(path, root)
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    return load(root, request.param), {line["run"]: line["files"] for line in lines if "run" in line}
+
+
+def test_every_style_that_the_runs_fill_is_rendered_in_every_format(unpacked):
+    comparison, _ = unpacked
+    for style in FILLED[comparison.name]:
+        found = STYLES[style](comparison)
+        assert all(render(found, form) for form in FORMATS)
+        measured = [cell for block in found.blocks if not block.source for cell in block.cells]
+        assert all(cell.reason for cell in measured if cell.empty)
+        assert {cell.unit for cell in measured} <= {"text", *UNITS}
+
+
+def test_scores_and_losses_are_those_of_the_packed_files(unpacked):
+    comparison, packed = unpacked
+    scores, losses = {}, {}
+    for files in packed.values():
+        config = json.loads(files["config.json"])
+        last = json.loads(files["metrics.jsonl"].splitlines()[-1])
+        scores.setdefault((config["model"], config["label"]), []).append(last["test/pass@1"])
+        if config["label"] == "base":
+            losses.setdefault(config["model"], []).append(json.loads(files["base.json"])["held_out"])
+    blocks = {block.title: block for block in STYLES["architecture"](comparison).blocks if not block.source}
+    for title, expected in {
+        "pass@1 on arithmetic": scores,
+        "bases": {(m, "held-out loss"): v for m, v in losses.items()},
+    }.items():
+        header, rows = blocks[title].header, {row[0].text: row for row in blocks[title].rows}
+        for (model, name), values in expected.items():
+            cell = rows[name][header.index(model)]
+            assert cell.n == len(values)
+            assert cell.value == pytest.approx(mean(values))
