@@ -56,6 +56,10 @@ def run(
 
     overrides = overrides or []
     comparison = Comparison.load(sweep, overrides)
+    if comparison.claims:
+        from reports.claims import read
+
+        read(comparison.claims, str(sweep))
     if dry_run:
         runs = comparison.runs(root)
         rows = [{"run": r.id, "done": is_done(root, r)} for r in runs]
@@ -80,6 +84,14 @@ def run(
     if outcome.failed:
         print(f"{len(outcome.failed)} runs failed; why is in their FAILED files", file=sys.stderr)
         raise typer.Exit(RUNS_FAILED)
+
+
+def known_comparison(root: Path, name: str) -> str:
+    """The name; BakeoffError with the nearest one if there is no comparison of it."""
+    known = sorted(p.parent.name for p in (root / "comparisons").glob("*/runs.txt"))
+    if name not in known:
+        raise BakeoffError(f"no comparison named {name!r}{meant(name, known) or '; make one with bakeoff run SWEEP.toml'}")
+    return name
 
 
 def shown(root: Path, name: str, as_json: bool, output: Path | None = None, fail_if: Sequence[str] = ()) -> None:
@@ -120,10 +132,7 @@ def report(
     root: Root = Path(),
 ) -> None:
     """Render a comparison as one self-contained HTML file."""
-    known = sorted(p.parent.name for p in (root / "comparisons").glob("*/runs.txt"))
-    if name not in known:
-        raise BakeoffError(f"no comparison named {name!r}{meant(name, known) or '; make one with bakeoff run SWEEP.toml'}")
-    shown(root, name, as_json, output, fail_if or ())
+    shown(root, known_comparison(root, name), as_json, output, fail_if or ())
 
 
 @app.command()
@@ -141,13 +150,42 @@ def table(
     for said, known, what in ((style, STYLES, "style"), (form, FORMATS, "format")):
         if said not in known:
             raise BakeoffError(f"no {what} named {said!r}{meant(said, known)}")
-    text = render(STYLES[style](load(root, name)), form)
+    text = render(STYLES[style](load(root, known_comparison(root, name))), form)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
         print(output)
     else:
         print(text, end="")
+
+
+@app.command()
+def claims(
+    name: Annotated[str, typer.Argument(help="the name of a comparison whose file has [claims.NAME] tables")],
+    as_json: AsJson = False,
+    root: Root = Path(),
+) -> None:
+    """The verdict on each claim of a comparison: PASS, FAIL, INCONCLUSIVE or NOT TESTABLE, with intervals and margins."""
+    from dataclasses import asdict
+
+    from reports.claims import verdicts
+    from reports.load import load
+
+    found = verdicts(load(root, known_comparison(root, name)))
+    if not found:
+        raise BakeoffError(f"{name} makes no claims; add a [claims.NAME] table to its file (README, Claims)")
+    if as_json:
+        print(json.dumps([asdict(v) for v in found], indent=2))
+        return
+    for v in found:
+        print(f"{v.verdict:<13} {v.claim}: {v.text} ({v.source})")
+        for part in v.parts:
+            i = part.interval
+            print(f"    {part.outcome:<13} {part.name}: {i.mean:+.4g} ({i.low:+.4g} to {i.high:+.4g} at {part.confidence:.1%}), "
+                  f"asked {part.margin}")  # fmt: skip
+        if not v.parts:
+            print(f"    {v.reason}")
+        print(f"    {v.registered}")
 
 
 @app.command()
@@ -204,6 +242,7 @@ class Listed(StrEnum):
     tasks = "tasks"
     sweeps = "sweeps"
     runs = "runs"
+    claims = "claims"
     tables = "tables"
 
 
@@ -277,6 +316,16 @@ def sweeps(_: Path) -> list[dict[str, Any]]:
     ]
 
 
+def made(_: Path) -> list[dict[str, Any]]:
+    import tomllib
+
+    return [
+        {"name": name, "text": claim.get("text"), "source": claim.get("source"), "sweep": str(path)}
+        for path in sorted(Path("sweeps").rglob("*.toml"))
+        for name, claim in tomllib.loads(path.read_text(encoding="utf-8")).get("claims", {}).items()
+    ]
+
+
 def runs(root: Path) -> list[dict[str, Any]]:
     from harness import files
 
@@ -300,6 +349,7 @@ LISTS = {
     Listed.tasks: tasks,
     Listed.sweeps: sweeps,
     Listed.runs: runs,
+    Listed.claims: made,
     Listed.tables: tables,
 }
 

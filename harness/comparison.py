@@ -104,6 +104,7 @@ class Comparison:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast over float32 weights
     micro_batch: Positive = 32  # sequences that pass through the model at once, those of like length together
+    claims: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])  # reports/claims.py
 
     def runs(self, root: Path) -> list[RunConfig]:
         """The run matrix; every arm comes after the one that it starts from."""

@@ -7,6 +7,7 @@ import multiprocessing
 import shutil
 import signal
 import time
+import tomllib
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +23,7 @@ from harness import files, models
 from harness.comparison import Comparison, RunConfig
 from harness.errors import BUSY, RUNS_FAILED, BakeoffError
 from harness.models import Recipe
+from harness.register import register
 
 POLL_SECONDS = 0.25
 PRETRAINING_SECONDS = 3600.0  # how long another process may take to pretrain a base that both want
@@ -163,6 +165,8 @@ def launch(
         files.write(folder / "runs.txt", "".join(f"{run.id}\n" for run in runs))
         for run in runs:
             files.write_json(root / "runs" / run.id / "config.json", asdict(run))
+        if comparison.claims:
+            register(folder, tomllib.loads(source), sum(is_done(root, run) for run in runs))
         outcome = Outcome(done=[run.id for run in runs if is_done(root, run)])
         missing = [run for run in runs if run.id not in outcome.done]
         show.say(f"{comparison.name}: {len(outcome.done)} done, {len(missing)} to go")

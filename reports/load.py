@@ -86,6 +86,7 @@ class Comparison:
     name: str
     asked: Record
     runs: tuple[Run, ...]
+    registered: tuple[Record, ...] = ()  # what was written down of its claims, and when (harness/register.py)
 
     @property
     def question(self) -> str:
@@ -267,4 +268,6 @@ def load(root: Path | str, name: str) -> Comparison:
     for identity in identities:
         if not SAFE_NAME.fullmatch(identity):
             raise ReportError(listed, f"not a run id: {identity!r}")
-    return Comparison(name, asked, _placed([_load_run(root, identity) for identity in identities]))
+    written = folder / "claims.jsonl"
+    registered = tuple(read_jsonl(written)) if written.exists() else ()
+    return Comparison(name, asked, _placed([_load_run(root, identity) for identity in identities]), registered)
