@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from reports.data import Data, data
 from reports.load import Comparison, ReportError, Run, read_json
 from reports.numbers import span
 from reports.stats import Interval, t_interval
@@ -37,6 +38,20 @@ class Stock:
     compared: int
     agreed: int
     notices: tuple[str, ...]
+
+    @property
+    def data(self) -> Data:
+        """The table."""
+        columns = ("asked", "metric", "task", "model", "arm", "score", "low", "high", "seeds", "problems", "compared", "agreed")
+        return data(
+            "lm-eval",
+            columns,
+            [
+                (s.asked, s.metric, s.task, s.model, s.arm, i.mean, i.low, i.high, i.n, s.problems, s.compared, s.agreed)
+                for s in self.scores
+                for i in [s.interval]
+            ],
+        )
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def test_scores_are_over_seeds_and_verdicts_are_held_against_the_runs_own(tmp_pa
     assert (mmlu.interval.n, mmlu.interval.mean, mmlu.compared) == (1, 0.25, 0)
     html = page(tmp_path)
     assert f"{arithmetic.agreed} of {arithmetic.compared}" in html
-    assert "mmlu" in html
+    assert "mmlu,acc,arithmetic,tiny,grpo,0.25,,,1,40 problems,0,0\n" in html
     assert third not in html
 
 
