@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from reports.load import Comparison
 from reports.tables_cells import Table
+from reports.tables_claims import claims
 from reports.tables_methods import cost, deepseekmath, passk, r1_distill, r1_stages
 from reports.tables_models import architecture, balancing
 from reports.tables_paradigm import paradigm
@@ -22,6 +23,7 @@ STYLES: dict[str, Callable[[Comparison], Table]] = {
     "balancing": balancing,
     "cost": cost,
     "passk": passk,
+    "claims": claims,
 }
 
 
