@@ -17,7 +17,7 @@ from warnings import catch_warnings, filterwarnings
 from pydantic import ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
-from harness import plugins
+from harness import files, plugins
 from harness.errors import MISSING, BakeoffError, meant
 from harness.moe import Balancing, routers
 from harness.mtp import MTP, Weights
@@ -31,6 +31,7 @@ PRESETS = Path(__file__).with_name("presets.toml")
 # keys of an architecture beside the fields of its transformers config: ours, and those that transformers takes without a field
 OWN = ("balancing", "mtp", "model_type", "num_nextn_predict_layers", "head_dim", "partial_rotary_factor", "rope_theta")
 CACHED = 16  # tokens, to measure a cache
+CURVE = 200  # points of the pretraining's
 DRAFTS = "mtp.safetensors"  # file of the modules of multi-token prediction
 
 
@@ -184,6 +185,14 @@ def made(base: str, model: str, root: Path) -> Path:
     """The folder of a run's base: of one that was pretrained here by its identity, of another by its name."""
     folder = root / "bases" / base
     return folder if folder.exists() else location(model, root)
+
+
+def pretraining(folder: Path) -> dict[str, Any]:
+    """How a base came to be, where it was pretrained here: pretrained.json and, as `curve`, 200 lines of pretraining.jsonl."""
+    if not (folder / "pretrained.json").exists():
+        return {}
+    rows = files.read_jsonl(folder / "pretraining.jsonl")
+    return {**files.read_json(folder / "pretrained.json"), "curve": rows[:: max(1, -(-len(rows) // CURVE))]}
 
 
 def identity(model: str, root: Path) -> str:

@@ -37,7 +37,6 @@ from harness.tracker import Tracker
 
 SHOWN = 4  # rollouts written to samples.jsonl
 SHOWN_EVERY = 10  # steps
-CURVE = 200  # points of the pretraining's
 ROUNDS = 8  # of sampling, before a source of data that gives nothing ends the run
 
 
@@ -49,7 +48,6 @@ class Run:
         self.root = root
         base = models.made(config.base, config.model, root)
         self.tokenizer = models.inspect(base)
-        self.made = pretraining(base)  # what its base was made of
         self.policy = self._load(root / "runs" / config.start / "model" if config.start else base)
         self.frozen: dict[str, tuple[nn.Module, str]] = {}  # what must not change, and its checksum
         self.reference = copy.deepcopy(self.policy)  # π_ref: the policy's own start
@@ -321,14 +319,6 @@ def some(draw: Callable[[], B], nothing: str) -> B:
         if len(batch := draw()):
             return batch
     raise TrustError(f"{nothing}, in each of {ROUNDS} rounds: there is nothing to learn from")
-
-
-def pretraining(base: Path) -> dict[str, Any]:
-    """How a base came to be, where it was pretrained here: pretrained.json and, as `curve`, 200 lines of pretraining.jsonl."""
-    if not (base / "pretrained.json").exists():
-        return {}
-    rows = files.read_jsonl(base / "pretraining.jsonl")
-    return {**files.read_json(base / "pretrained.json"), "curve": rows[:: max(1, -(-len(rows) // CURVE))]}
 
 
 @lru_cache(maxsize=2)

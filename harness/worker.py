@@ -53,8 +53,9 @@ def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror
     ok = False
     try:
         run = Run(config, root, folder, tracker)
+        base = models.made(config.base, config.model, root)
         files.write_json(folder / "environment.json", environment(config.threads, config.device))
-        files.write_json(folder / "base.json", {**asdict(models.facts(run.policy.model)), **run.made})
+        files.write_json(folder / "base.json", {**models.pretraining(base), **asdict(models.facts(run.policy.model))})
         method = config.build()
         files.write_json(folder / "card.json", method.card())
         train(method, run, stop)

@@ -1,7 +1,7 @@
 """Every method trains every base, knows none of them, and continues where it was interrupted."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from harness.policy import checksum
 from harness.pretrain import pretrain
 from harness.task import Verdict
 from harness.train import Interrupted, train
+from harness.worker import execute
 from tasks.knights import TASK as KNIGHTS
 
 pytestmark = pytest.mark.slow
@@ -75,6 +76,19 @@ def test_a_run_whose_model_can_draft_says_what_its_drafts_are_worth(root):
     assert 0 < row["accepted"] < row["drafted"] <= row["rounds"]
     assert row["different"] == row["ties"]
     assert numbers(run.folder)[-1]["mtp/acceptance"] == row["accepted"] / row["drafted"]
+
+
+@pytest.mark.slow
+def test_a_run_says_how_its_base_was_pretrained_and_what_it_costs_without_drafts(root):
+    folder, facts = small("mtp", root)
+    config = config_of(root, "base", model=folder)
+    there = root / "runs" / config.id
+    assert execute(config, root, there, "one", False, lambda: False) == 0
+    said, (model, _) = files.read_json(there / "base.json"), models.load(folder)
+    assert said.items() >= asdict(models.facts(model)).items()
+    assert said["parameters"] + sum(p.numel() for p in model.mtp.parameters()) == facts["parameters"]
+    assert {k: said[k] for k in facts if k != "parameters"} == {k: facts[k] for k in facts if k != "parameters"}
+    assert [row["step"] for row in said["curve"]] == list(range(1, 11))
 
 
 @pytest.mark.slow
