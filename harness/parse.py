@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,8 +29,10 @@ def validated(cls: type[T], value: Mapping[str, Any], where: str) -> T:
 
 
 def names(cls: Any, path: Sequence[Any]) -> Iterator[str]:
-    """The fields of the dataclass at `path` inside cls."""
+    """The fields of the dataclass at `path` inside cls: field names, and positions in tuples."""
+    at = cls
     for part in path:
-        inside = get_type_hints(cls).get(str(part))
-        cls = inside if is_dataclass(inside) else cls
+        inside = get_type_hints(at).get(str(part)) if is_dataclass(at) else None
+        at = get_args(at)[0] if get_origin(at) is tuple else inside
+        cls = at if is_dataclass(at) else cls
     return (f.name for f in fields(cls) if f.init)
