@@ -140,8 +140,8 @@ def curve(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
     if metric not in run.metrics:
         raise NotTestable(f"{run.label} has no curve of {metric}")
     rows = run.metrics[["budget/flops", metric]].dropna()
-    flops = rows["budget/flops"].to_numpy(float)
-    return flops / max(flops[-1], 1.0) if len(flops) else flops, rows[metric].to_numpy(float)
+    flops, measured_N = (np.asarray(rows[column], dtype=float) for column in ("budget/flops", metric))
+    return flops / max(flops[-1], 1.0) if len(flops) else flops, measured_N
 
 
 def curves(comparison: Comparison, metric: str, selector: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:

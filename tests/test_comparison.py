@@ -153,8 +153,14 @@ def arms(name):
     return table["methods"], table["budget"], {k: v for k, v in table["evaluation"].items() if k != "other_tasks"}
 
 
-def test_the_methods_sweep_asks_what_the_quickstart_asks_of_more_tasks_and_seeds():
-    assert arms("methods") == arms("quickstart")
+CONTROLS = {"grpo-format", "dpo-shuffled", "self-teacher", "best-of-8", "again"}
+
+
+def test_the_methods_sweep_asks_what_the_quickstart_asks_of_more_tasks_and_seeds_and_has_every_control():
+    (methods, *settings), (quick, *same) = arms("methods"), arms("quickstart")
+    assert settings == same
+    assert {label: table for label, table in methods.items() if label not in CONTROLS} == quick
+    assert methods.keys() - quick.keys() == CONTROLS
 
 
 def test_the_stages_share_their_first_arms_with_the_quickstart():
