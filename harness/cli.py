@@ -94,6 +94,14 @@ def known_comparison(root: Path, name: str) -> str:
     return name
 
 
+def known_run(root: Path, name: str) -> str:
+    """The name; BakeoffError with the nearest one if there is no run of it."""
+    known = sorted(p.parent.name for p in (root / "runs").glob("*/config.json"))
+    if name not in known:
+        raise BakeoffError(f"no run named {name!r}{meant(name, known) or '; there are no runs here yet'}")
+    return name
+
+
 def shown(root: Path, name: str, as_json: bool, output: Path | None = None, fail_if: Sequence[str] = ()) -> None:
     """The leaderboard on stdout and the report on disk; exits with GATE_FAILED where a regression of `fail_if` holds."""
     from reports.gate import decide, parse
@@ -383,6 +391,36 @@ def lm_eval(
 
 
 @app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="a run's name; see bakeoff list runs")],
+    after: Annotated[str, typer.Argument(help="the run to hold against it")],
+    n: Annotated[int, typer.Option("-n", min=0, help="how many flipped problems of each kind to show")] = 5,
+    as_json: AsJson = False,
+    root: Root = Path(),
+) -> None:
+    """What differs between two runs: settings, a paired test over problems, and the problems that flipped."""
+    from dataclasses import asdict
+
+    from reports.pair import pair
+
+    found = pair(root, known_run(root, before), known_run(root, after))
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+        return
+    print("settings that differ")
+    for key, one, other in found.settings:
+        print(f"    {key:<24} {one}  →  {other}")
+    d = found.difference
+    print(f"pass@1 {found.scores[0]:.1%}  →  {found.scores[1]:.1%}: {d.mean:+.1%}, 95% CI {d.low:+.1%} to {d.high:+.1%}, "
+          f"paired over {d.n} problems (these two checkpoints, not their methods)")  # fmt: skip
+    for name, flips in (("gained", found.gained), ("lost", found.lost)):
+        print(f"{name}: {len(flips)} problems")
+        for flip in flips[:n]:
+            print(f"    {printable(flip.prompt)} (expected {printable(flip.expected)})  {flip.before:.0%} → {flip.after:.0%}")
+            print(f"        {printable(flip.completion_before)}  →  {printable(flip.completion_after)}")
+
+
+@app.command()
 def samples(
     run: Annotated[str, typer.Argument(help="a run's name; see bakeoff list runs")],
     wrong: Annotated[bool, typer.Option("--wrong", help="only completions that are wrong")] = False,
@@ -393,10 +431,7 @@ def samples(
     """Completions of a run's last evaluation, with the verdict and its reason."""
     from harness import files
 
-    known = sorted(p.parent.name for p in (root / "runs").glob("*/config.json"))
-    if run not in known:
-        raise BakeoffError(f"no run named {run!r}{meant(run, known) or '; there are no runs here yet'}")
-    evaluations = root / "runs" / run / "evals"
+    evaluations = root / "runs" / known_run(root, run) / "evals"
     found = sorted(evaluations.glob("*-test.jsonl")) or sorted(evaluations.glob("*-validation.jsonl"))
     if not found:
         raise BakeoffError(f"{run} has not been evaluated yet")

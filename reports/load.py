@@ -173,7 +173,8 @@ def _stages(root: Path, config: Record) -> tuple[str, ...]:
     return tuple(reversed(found.values()))
 
 
-def _load_run(root: Path, identity: str) -> Run:
+def load_run(root: Path, identity: str) -> Run:
+    """One run, also where it is missing or broken off. Raises ReportError for files that cannot be read."""
     directory = root / "runs" / identity
     path = directory / "config.json"
     if not path.exists():
@@ -270,4 +271,4 @@ def load(root: Path | str, name: str) -> Comparison:
             raise ReportError(listed, f"not a run id: {identity!r}")
     written = folder / "claims.jsonl"
     registered = tuple(read_jsonl(written)) if written.exists() else ()
-    return Comparison(name, asked, _placed([_load_run(root, identity) for identity in identities]), registered)
+    return Comparison(name, asked, _placed([load_run(root, identity) for identity in identities]), registered)
