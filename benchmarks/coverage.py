@@ -132,12 +132,13 @@ def against_itself(scores_SN: np.ndarray, n: int, trials: int) -> tuple[float, f
     problems, and in which a planted difference, twice the smallest detectable one, is found."""
     random = default_rng(n)
     pool, N = scores_SN.shape
-    planted = 2 * detectable(float(scores_SN.mean(axis=1).std(ddof=1)) * np.sqrt(2), n)
+    unit = detectable(1.0, n)
     alarms, checkpoints, found = [], [], []
     for _ in range(trials):
         seeds, problems = random.permutation(pool)[: 2 * n], random.integers(N, size=N)
-        drawn_SN = scores_SN[seeds][:, problems]
-        first, second = (dict(enumerate(half_SN.mean(axis=1))) for half_SN in (drawn_SN[:n], drawn_SN[n:]))
+        means = scores_SN[:, problems].mean(axis=1)
+        planted = 2 * unit * float(means.std(ddof=1)) * np.sqrt(2)
+        first, second = (dict(enumerate(means[half])) for half in (seeds[:n], seeds[n:]))
         alarms.append(paired(first, second).excludes(0))
         found.append(paired({seed: score + planted for seed, score in first.items()}, second).low > 0)
         checkpoints.append(clustered(*({str(i): x for i, x in enumerate(scores_SN[s])} for s in seeds[:2])).excludes(0))
