@@ -302,7 +302,8 @@ def opened(name: str, root: Path) -> tuple[Policy, Any, Path | None]:
         model, device, dtype = folder / "model", resolve_device(config.device), config.dtype
     else:
         if name not in models.presets() and not Path(name).exists():
-            raise BakeoffError(f"no run or model named {name!r}{meant(name, [*runs, *models.presets()])}")
+            close = get_close_matches(name, [*runs, *models.presets()], 1)
+            raise BakeoffError(f"no run or model named {name!r}{meant(name, close)}; see bakeoff list runs, and list models")
         model, device, dtype = models.location(name, root), resolve_device("auto"), "float32"
         if not model.exists():
             raise BakeoffError(f"{name} is not there yet; make it with bakeoff pretrain {name}")
