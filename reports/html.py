@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from reports import escape, numbers, provenance
 from reports.architectures import architectures
+from reports.claims import Verdict, verdicts
 from reports.cost import Cost, costs
 from reports.curves import Panel, frontier, panels
 from reports.data import Data, data
@@ -115,6 +116,18 @@ def _section(number: int, board: Board, comparison: Comparison, drawn: dict[str,
     )
 
 
+def _decided(claims: list[Verdict]) -> Data:
+    columns = ("claim", "text", "source", "verdict", "reason", "part", "mean", "low", "high", "seeds", "confidence", "margin")
+    rows: list[list[str | float | None]] = []
+    for one in claims:
+        said = [one.claim, one.text, one.source, one.verdict, one.reason]
+        found = [
+            [p.name, p.interval.mean, p.interval.low, p.interval.high, p.interval.n, p.confidence, p.margin] for p in one.parts
+        ]
+        rows += [[*said, *part] for part in found or [[None] * 7]]
+    return data("claims", columns, rows)
+
+
 def _digest(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
@@ -150,6 +163,7 @@ def _environment() -> Environment:
 def render(root: Path | str, name: str) -> str:
     """The report of the comparison `name` under `root`, as one HTML page."""
     comparison = load(root, name)
+    claims = verdicts(comparison)
     boards = leaderboards(comparison)
     drawn = looks(comparison)
     tallies = {run.id: tally(run) for run in comparison.runs if run.done}
@@ -174,6 +188,8 @@ def render(root: Path | str, name: str) -> str:
         commands=provenance.commands(comparison),
         again=[(run.id, provenance.redo(comparison, run)) for run in comparison.runs],
         stock=stock(comparison),
+        claims=claims,
+        claims_data=_decided(claims),
         style=Markup(style),
         script=Markup(script),
         style_digest=_digest(style),

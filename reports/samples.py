@@ -9,7 +9,7 @@ from typing import Any
 
 from reports.data import Data, data
 from reports.leaderboard import is_base
-from reports.load import Run
+from reports.load import ReportError, Run
 
 MOST_PROBLEMS = 40
 FEW = 8
@@ -92,6 +92,14 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def _rows(run: Run) -> list[dict[str, Any]]:
+    """None where the file is broken, which the notices say."""
+    try:
+        return run.evaluation("test")
+    except ReportError:
+        return []
+
+
 def _doubt(row: Mapping[str, Any]) -> str:
     reward, answer = row.get("reward"), row.get("answer")
     if not isinstance(reward, int | float) or not isfinite(reward):
@@ -157,7 +165,7 @@ def samples(runs: Sequence[Run]) -> Samples | None:
         return None
     seeds = [run.seed for run in done if run.seed is not None]
     seed = min(set(seeds), key=lambda s: (-seeds.count(s), s))
-    arms = {run.label: _greedy(run.evaluation("test")) for run in done if run.seed == seed}
+    arms = {run.label: _greedy(_rows(run)) for run in done if run.seed == seed}
     arms = {label: rows for label, rows in arms.items() if rows}
     if not arms:
         return None

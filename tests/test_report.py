@@ -162,8 +162,17 @@ def test_runs_of_before_there_were_cards_have_no_table_of_them(tmp_path):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
-    write_comparison(root, arms=(*ARMS, *MORE), tasks=("arithmetic", "people"), states=TROUBLE, hostile=True)
+    write_comparison(
+        root, arms=(*ARMS, *MORE), tasks=("arithmetic", "people"), states=TROUBLE, hostile=True, samples=4, traced=True
+    )
     return write(root, "demo")
+
+
+def seen(axe, tab) -> list[str]:
+    """What axe-core finds serious or critical."""
+    tab.evaluate(axe)
+    found = tab.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]
+    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
 
 
 @pytest.mark.slow
@@ -171,6 +180,8 @@ def page(tmp_path_factory):
 @pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
 def test_a_browser_shows_it_without_errors_or_sideways_scrolling(page, size, scheme):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    package = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    axe = Path(package.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
     if not CHROMIUM.exists():
         pytest.skip(f"no {CHROMIUM}")
     with playwright.sync_playwright() as driver:
@@ -208,7 +219,20 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(page, size, sch
         kinds = [one.get_attribute("data-kinds") or "" for one in samples.locator(".problem:visible").all()]
         assert kinds
         assert all("lost-" in kind for kind in kinds)
+        cost = tab.locator(".cost").first
+        cost.locator(".switch label", has_text="tokens").click()
+        assert cost.locator(".plot:visible .x-name").all_inner_texts() == ["tokens"]
+        numbers = cost.locator("details.data")
+        numbers.locator("summary").press("Enter")
+        assert numbers.locator("tbody tr").first.inner_text().startswith("FLOPs\tgrpo")
+        with tab.expect_download() as download:
+            numbers.get_by_role("button").click()
+        assert download.value.suggested_filename == "cost.csv"
+        text = Path(download.value.path()).read_text(encoding="utf-8")
+        assert text.startswith("cost_in,arm,cost,pass@1,low,high,seeds,pareto_optimal\nFLOPs,grpo,")
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert seen(axe, tab) == []
+        asked = [url for url in asked if not url.startswith("blob:")]
         browser.close()
     assert said == []
     assert asked == [page.as_uri()]
