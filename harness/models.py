@@ -309,38 +309,43 @@ class Facts:
     parameters: int
     active: int  # that a token meets
     flops_per_token: int  # forward
-    cache_elements: int  # per token, by the formula: 2·K·D·L of K heads of size D in L layers; (rank + rotary)·L of latents
-    cache_bytes: int  # per token, measured on a cache
+    # per token; None where some layer keeps something else than keys and values, such as a state that does not grow
+    cache_elements: int | None  # by the formula: 2·K·D·L of K heads of size D in L layers; (rank + rotary)·L of latents
+    cache_bytes: int | None  # measured on a cache
 
 
 def facts(model: Any) -> Facts:
     """Of a model; further-token modules apart, which are not needed to decode."""
-    import torch
-    from transformers import DynamicCache
-
     from harness.policy import Policy
 
-    c = model.config.get_text_config()
-    if rank := getattr(c, "kv_lora_rank", None):
-        elements = (rank + c.qk_rope_head_dim) * c.num_hidden_layers
-    else:
-        elements = 2 * key_heads(c) * head_dim(c) * c.num_hidden_layers
-    cache: Any = DynamicCache(config=c)
-    with torch.no_grad():
-        model(input_ids=torch.zeros(1, CACHED, dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True)
-    measured = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
     flops = Policy(model).flops_per_token()
     drafts = sum(p.numel() for p in model.mtp.parameters()) if hasattr(model, "mtp") else 0
-    return Facts(sum(p.numel() for p in model.parameters()) - drafts, flops // 2, flops, elements, measured // CACHED)
+    kept = cache_bytes(model)
+    elements = None if kept is None else cache_elements(model.config.get_text_config())
+    return Facts(sum(p.numel() for p in model.parameters()) - drafts, flops // 2, flops, elements, kept)
 
 
-def key_heads(config: Any) -> int:
-    """K, of keys and values."""
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+def cache_bytes(model: Any) -> int | None:
+    """Of the cache that the model fills, per token."""
+    import torch
+
+    with torch.no_grad():
+        out = model(input_ids=torch.zeros(1, CACHED, dtype=torch.long, device=model.device), use_cache=True)
+    layers = getattr(getattr(out, "past_key_values", None), "layers", ())
+    kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    if not kept or any(x is None for x in kept):
+        return None
+    return sum(x.numel() * x.element_size() for x in kept if x is not None) // CACHED
 
 
-def head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def cache_elements(config: Any) -> int | None:
+    """By the formula, per token; None where the config does not say how many heads there are."""
+    if rank := getattr(config, "kv_lora_rank", None):
+        return (rank + config.qk_rope_head_dim) * config.num_hidden_layers
+    heads = getattr(config, "num_attention_heads", None)
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    return 2 * keys * size * config.num_hidden_layers if keys and size else None
 
 
 def with_fast_experts(model: Any) -> Any:

@@ -7,6 +7,7 @@ import tiny
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness import models, moe
 from harness.policy import Policy
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.slow
 
 BUILT = sorted(name for name, recipe in models.presets().items() if recipe.architecture)
 VOCABULARY = 99
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 @lru_cache
@@ -100,3 +102,19 @@ def test_latents_are_28_percent_of_the_cache_of_all_heads_and_fewer_heads_less()
     assert {name: cache[name] for name in heads} == {name: 2 * n * 16 * 4 for name, n in heads.items()}
     assert cache["dense"] == 1024
     assert cache["mla"] == cache["deepseek"] == (64 + 8) * 4 == 288
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_kind"),
+    [
+        ("mamba", {"state_size": 4}),
+        ("lfm2", HEADS | {"layer_types": ["conv", "full_attention"], "intermediate_size": 32}),
+    ],
+)
+def test_a_model_that_keeps_states_has_no_cache_of_so_much_a_token(kind, of_kind):
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "eos_token_id": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, bos_token_id=None, **of_kind))
+    facts = models.facts(model)
+    assert facts.parameters == sum(p.numel() for p in model.parameters())
+    assert 0 < facts.flops_per_token <= 2 * facts.parameters
+    assert (facts.cache_elements, facts.cache_bytes) == (None, None)
