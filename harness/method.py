@@ -71,10 +71,8 @@ class Batch:
         return torch.stack(list(self.lengths().values())).sum(0).argsort(stable=True).split(rows)
 
     def trimmed(self) -> Self:
-        """Without the columns in which no sequence has a token."""
-        widths = {
-            prefix: max(2, int(length_B.max())) for prefix, length_B in self.lengths().items()
-        }  # a model reads one at least
+        """Without the columns in which no sequence has a token; two stay at least, of which a model reads one."""
+        widths = {prefix: max(2, int(length_B.max())) for prefix, length_B in self.lengths().items()}
         cut = {
             f.name: getattr(self, f.name)[:, : widths[self._prefix(f.name)]]
             for f in fields(self)

@@ -6,7 +6,7 @@
 
 In pretraining the loss shapes the whole model; in post-training (weight `post_weight`, 0 unless the model's config says
 otherwise) the trunk, the embedding and the head are held fixed, so that the modules follow the policy and never move it.
-What they predict is used to draft tokens (harness/engines.py); log-probabilities are the model's own, with or without them.
+What they predict is used to draft tokens (harness/speculative.py); log-probabilities are the model's own, with or without them.
 
 The layers are transformers' `MtpLayer`; `MtpModel`, which chains them there, has no training loss and always makes them
 mixtures of experts.
