@@ -65,13 +65,6 @@ class Reached:
     arms: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Interval, ...]], ...]
 
-    @property
-    def seeds(self) -> str:
-        """How many, and what the ± is where there are enough."""
-        counts = [cell.n for _, cells in self.rows for cell in cells if cell.n]
-        told = " ± half of its 95% t interval" if max(counts, default=0) > 1 else ", too few for an interval"
-        return span(counts, "finished seed") + told
-
 
 @dataclass(frozen=True)
 class Architectures:

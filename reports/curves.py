@@ -92,17 +92,22 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """At most MOST_POINTS points: means of neighbours."""
     if len(x) <= MOST_POINTS:
         return x, y
-    blocks = np.array_split(np.arange(len(x)), MOST_POINTS)
-    return np.array([x[b].mean() for b in blocks]), np.array([y[b].mean() for b in blocks])
+    starts = np.arange(MOST_POINTS) * len(x) // MOST_POINTS
+    sizes = np.diff(starts, append=len(x))
+    return np.add.reduceat(x, starts) / sizes, np.add.reduceat(y, starts) / sizes
+
+
+def _along(run: Logged, axis: Axis) -> np.ndarray:
+    return np.sum([run.metrics[name].to_numpy(float) for name in axis.columns], axis=0)
 
 
 def series(label: str, runs: Sequence[Logged], column: str, axis: Axis) -> Series | None:
     """Mean and range over seeds, interpolated onto the first seed's points, over the stretch that all seeds cover."""
     curves: list[tuple[np.ndarray, np.ndarray]] = []
     for run in runs:
-        if column not in run.metrics or not set(axis.columns) <= set(run.metrics):
+        if column not in run.metrics or not all(name in run.metrics for name in axis.columns):
             continue
-        x = np.sum([run.metrics[name].to_numpy(float) for name in axis.columns], axis=0)
+        x = _along(run, axis)
         y = run.metrics[column].to_numpy(float)
         drawn = np.isfinite(x) & np.isfinite(y)
         if drawn.sum() > 1:
@@ -136,8 +141,8 @@ def spread(wanted: Sequence[int], gap: int = LABEL_GAP) -> list[int]:
 
 def _end(runs: Sequence[Run], axis: Axis) -> float:
     """How far the furthest run went, so that all panels of a section share their x-axis."""
-    ends = [float(run.metrics[list(axis.columns)].sum(axis=1).max()) for run in runs if set(axis.columns) <= set(run.metrics)]
-    return max(ends, default=0.0)
+    ways = [_along(run, axis) for run in runs if all(name in run.metrics for name in axis.columns)]
+    return max((float(x.max()) for way in ways if (x := way[np.isfinite(way)]).size), default=0.0)
 
 
 def _across(x: np.ndarray, end: float) -> np.ndarray:

@@ -12,6 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 Status = Literal["done", "failed", "unfinished", "missing"]
@@ -21,6 +22,7 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 EVALUATION = re.compile(r"(?P<step>\d+)-(?P<split>.+)\.jsonl")
 IDENTITY = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)-[^-]+")  # task-method-model, then seed and hash
 HEADLINE = "test/pass@1"
+NUMBER = (int, float)
 
 
 class ReportError(ValueError):
@@ -66,8 +68,9 @@ class Run:
             name = name.replace("test/", "eval/")
         if name not in self.metrics:
             return float("nan")
-        values = self.metrics[name].dropna()
-        return float(values.iloc[-1]) if len(values) else float("nan")
+        values = self.metrics[name].to_numpy(float)
+        known = values[~np.isnan(values)]
+        return float(known[-1]) if len(known) else float("nan")
 
     def evaluation(self, split: str) -> list[dict[str, Any]]:
         """The rows of the last evaluation on `split`, one a completion."""
@@ -156,9 +159,10 @@ def _read_metrics(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
         step = row.get("step")
         if not isinstance(step, int):
             raise ReportError(path, f"record {number} has no whole number under `step`")
-        said = {key: value for key, value in row.items() if isinstance(value, int | float)}
-        broken.update(key for key, value in said.items() if not isfinite(value))
-        steps.setdefault(step, {}).update({key: value for key, value in said.items() if isfinite(value)})
+        said = {key: value for key, value in row.items() if isinstance(value, NUMBER) and isfinite(value)}
+        if len(said) < len(row):
+            broken.update(key for key, value in row.items() if isinstance(value, NUMBER) and key not in said)
+        steps.setdefault(step, {}).update(said)
     notes = tuple(f"`{key}` is NaN or infinite on {n} line{'s' if n != 1 else ''}, left out" for key, n in sorted(broken.items()))
     return pd.DataFrame([steps[step] for step in sorted(steps)]), notes
 

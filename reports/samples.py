@@ -175,7 +175,7 @@ def samples(runs: Sequence[Run]) -> Samples | None:
     for name in dict.fromkeys(name for rows in arms.values() for name in rows):
         first = next(rows[name] for rows in arms.values() if name in rows)
         answers = [_answer(label, rows[name], start.get(name)) if name in rows else None for label, rows in arms.items()]
-        asked = (_text(first.get(key)) for key in ("prompt", "expected", "band"))
-        problems.append(Problem(*asked, _compared(answers, base)))
+        prompt, expected, band = (_text(first.get(key)) for key in ("prompt", "expected", "band"))
+        problems.append(Problem(prompt, expected, band, _compared(answers, base)))
     counts = {kind: sum(kind in problem.kinds for problem in problems) for kind, _ in FILTERS}
     return Samples(seed, tuple(arms), _chosen(problems), len(problems), counts)
