@@ -279,7 +279,7 @@ def test_the_arms_of_a_published_claim_are_in_its_sweep(path):
 
 def test_all_twelve_are_there():
     found = {claimed.number for path in PUBLISHED for claimed in read(tomllib.loads(path.read_text())["claims"], "").values()}
-    assert found == set(range(1, 13))
+    assert found - {None} == set(range(1, 13))
 
 
 def test_the_command_prints_verdicts_and_refuses_what_makes_no_claims(tmp_path, cli):
