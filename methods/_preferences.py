@@ -25,6 +25,7 @@ from harness.errors import TrustError
 from harness.method import Batch, Count, Metrics, Positive, Rollouts, Share
 from harness.policy import Policy, Scalar
 from harness.run import some
+from harness.space import Integer, LogUniform, PowersOfTwo, Uniform
 from harness.train import descend
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ BINS = 5  # of predicted probability, for its calibration
 class LearnedReward:
     """The options of a method whose reward is a model fitted to preferences."""
 
-    share: Share = 0.2  # of the budget, for preferences; the reward model costs about as much again
+    share: Annotated[Share, Uniform(0.05, 0.5)] = 0.2  # of the budget, for preferences; the reward model costs about as much again
     sets: Count = 32  # of preferences, drawn at a time
-    group: Annotated[int, Field(ge=2)] = 8  # K completions a set
+    group: Annotated[int, Field(ge=2), PowersOfTwo(2, 16)] = 8  # K completions a set
     noise: Share = 0.0  # of the annotator's rankings that are wrong
-    reward_lr: Positive = 1e-5
-    reward_epochs: Count = 1
+    reward_lr: Annotated[Positive, LogUniform(1e-6, 1e-2)] = 1e-5
+    reward_epochs: Annotated[Count, Integer(1, 4)] = 1
 
     def fit(self, run: Run, model: Scalar) -> None:
         pairs = collect(run, self.share, self.sets, self.group, self.noise)

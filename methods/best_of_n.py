@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harness.method import Batch
 from harness.policy import Scalar
+from harness.space import PowersOfTwo
 from methods._preferences import LearnedReward, final
 from methods._untrained import Untrained
 
@@ -30,7 +31,7 @@ class BestOfN(LearnedReward, Untrained):
     reward = "a reward model fitted to preferences, asked at evaluation"
     objective = "0; the answer is argmax r of N completions"
 
-    n: Annotated[int, Field(ge=2)] = 8  # N
+    n: Annotated[int, Field(ge=2), PowersOfTwo(2, 64)] = 8  # N
 
     reward_model: Scalar = field(init=False, repr=False)  # r_φ
 

@@ -20,7 +20,7 @@ the convex one of the lecture.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from torch import Tensor
 from harness import ops
 from harness.method import Batch, Count, Method, Metrics, Positive, Share
 from harness.policy import Policy, taken
+from harness.space import LogUniform, PowersOfTwo, Uniform
 
 if TYPE_CHECKING:
     from harness.run import Run
@@ -41,13 +42,13 @@ class Distill(Method[Batch]):
 
     models = ("teacher",)
 
-    lr: Positive = 1e-5
+    lr: Annotated[Positive, LogUniform(1e-6, 1e-2)] = 1e-5
     teacher: str = "teacher"  # a preset or a folder
     targets: Literal["completions", "soft", "own"] = "completions"
-    prompts: Count = 64  # x a batch
-    group: Count = 1  # k
-    alpha: Share = 0.5  # α
-    temperature: Positive = 1.0  # T
+    prompts: Annotated[Count, PowersOfTwo(8, 256)] = 64  # x a batch
+    group: Annotated[Count, PowersOfTwo(1, 16)] = 1  # k
+    alpha: Annotated[Share, Uniform(0.0, 1.0)] = 0.5  # α
+    temperature: Annotated[Positive, LogUniform(0.5, 8.0)] = 1.0  # T
 
     model: Policy = field(init=False, repr=False)  # π_T
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from harness.method import Count, Method, Metrics, Positive, Share
 from harness.policy import Policy
+from harness.space import Choice, LogUniform, PowersOfTwo
 from methods._preferences import Pairs, sample_pairs
 
 if TYPE_CHECKING:
@@ -40,12 +41,12 @@ class DPO(Method[DPOBatch]):
 
     first_loss = math.log(2)
 
-    lr: Positive = 1e-6
-    prompts: Count = 32  # sets a batch
-    group: Annotated[int, Field(ge=2)] = 8  # K
-    beta: Positive = 0.1  # β
+    lr: Annotated[Positive, LogUniform(1e-6, 1e-2)] = 1e-6
+    prompts: Annotated[Count, PowersOfTwo(8, 128)] = 32  # sets a batch
+    group: Annotated[int, Field(ge=2), PowersOfTwo(2, 16)] = 8  # K
+    beta: Annotated[Positive, LogUniform(0.01, 5.0)] = 0.1  # β
     noise: Share = 0.0  # of the annotator's rankings that are wrong
-    aggregation: Literal["sum", "mean"] = "sum"
+    aggregation: Annotated[Literal["sum", "mean"], Choice(("sum", "mean"))] = "sum"
     source: Literal["start", "policy"] = "start"
 
     reference: Policy = field(init=False, repr=False)  # π_ref

@@ -33,6 +33,7 @@ from torch import Tensor
 from harness import ops
 from harness.method import Batch, Count, Method, Metrics, NonNegative, Positive, Rollouts
 from harness.policy import Policy
+from harness.space import Choice, LogUniform, PowersOfTwo, Uniform
 
 if TYPE_CHECKING:
     from harness.run import Run
@@ -71,14 +72,14 @@ class GRPO(Method[GRPOBatch]):
     reward = "the verifier (controls: a coin, the format; or answer and reasoning)"
     objective = "-E[min(ρÂ, clip(ρ, 1±ε)Â) - β·KL(π‖π_ref)],  Â = (r - mean_group)/std_group"
 
-    lr: Positive = 1e-6
-    prompts: Count = 16  # x a batch
-    group: Annotated[int, Field(ge=2)] = 64  # G
-    clip: Positive = 0.2  # ε
-    clip_high: Positive | None = None  # ε above 1, where it differs
-    beta: NonNegative = 0.04  # β
-    scale: Scale = "std"
-    aggregation: Aggregation = "sequence"
+    lr: Annotated[Positive, LogUniform(1e-6, 1e-2)] = 1e-6
+    prompts: Annotated[Count, PowersOfTwo(4, 128)] = 16  # x a batch
+    group: Annotated[int, Field(ge=2), PowersOfTwo(2, 64)] = 64  # G
+    clip: Annotated[Positive, Uniform(0.05, 0.5)] = 0.2  # ε
+    clip_high: Annotated[Positive | None, Uniform(0.1, 1.0)] = None  # ε above 1, where it differs
+    beta: Annotated[NonNegative, LogUniform(1e-3, 1.0)] = 0.04  # β
+    scale: Annotated[Scale, Choice(("std", "none"))] = "std"
+    aggregation: Annotated[Aggregation, Choice(tuple(AGGREGATIONS))] = "sequence"
     surrogate: Literal["clipped", "plain"] = "clipped"  # plain: the policy gradient, -Â log π_θ
     source: Source = "verifier"  # of r
 

@@ -17,7 +17,7 @@ learning rate and clipping of its gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch.optim import AdamW, Optimizer
 from harness import ops
 from harness.method import Batch, Count, Method, Metrics, NonNegative, Positive, Rollouts, Share
 from harness.policy import Policy, Scalar
+from harness.space import Integer, LogUniform, PowersOfTwo, Uniform
 from methods._preferences import LearnedReward, final
 
 if TYPE_CHECKING:
@@ -48,15 +49,15 @@ class PPO(LearnedReward, Method[PPOBatch]):
     reward = "a reward model fitted to preferences (or the verifier), and a KL penalty at every token"
     objective = "-E[min(ρÂ, clip(ρ, 1±ε)Â)],  Â by GAE from a critic fitted to E[(V - R)²]"
 
-    lr: Positive = 1e-6
-    critic_lr: Positive = 1e-5
-    prompts: Count = 128  # x a batch
-    epochs: Count = 4
-    minibatches: Count = 4
-    clip: Positive = 0.2  # ε
-    beta: NonNegative = 0.05  # β
-    gamma: Share = 1.0  # γ
-    lam: Share = 0.95  # λ
+    lr: Annotated[Positive, LogUniform(1e-6, 1e-2)] = 1e-6
+    critic_lr: Annotated[Positive, LogUniform(1e-6, 1e-2)] = 1e-5
+    prompts: Annotated[Count, PowersOfTwo(16, 512)] = 128  # x a batch
+    epochs: Annotated[Count, Integer(1, 8)] = 4
+    minibatches: Annotated[Count, PowersOfTwo(1, 8)] = 4
+    clip: Annotated[Positive, Uniform(0.05, 0.5)] = 0.2  # ε
+    beta: Annotated[NonNegative, LogUniform(1e-3, 1.0)] = 0.05  # β
+    gamma: Annotated[Share, Uniform(0.9, 1.0)] = 1.0  # γ
+    lam: Annotated[Share, Uniform(0.8, 1.0)] = 0.95  # λ
     surrogate: Literal["clipped", "unclipped", "plain"] = "clipped"  # plain: the policy gradient, -Â log π_θ, in one step a batch
     source: Literal["learned", "verifier"] = "learned"  # of r
 

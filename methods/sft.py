@@ -13,7 +13,7 @@ a pull towards short answers: the fixed point is π_ref(y|right)/|y|, renormalis
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from harness import ops
 from harness.method import Batch, Count, Method, Metrics, NonNegative, Positive
 from harness.policy import Policy, taken
+from harness.space import LogUniform, PowersOfTwo, Uniform
 
 if TYPE_CHECKING:
     from harness.run import Run
@@ -32,10 +33,10 @@ class SFT(Method[Batch]):
     reward = "none; the verifier filters completions"
     objective = "-E log π(y|x) + β·KL(π‖π_ref)"
 
-    lr: Positive = 1e-5
-    prompts: Count = 64  # B
-    group: Count = 1  # k
-    beta: NonNegative = 0.0  # β
+    lr: Annotated[Positive, LogUniform(1e-6, 1e-2)] = 1e-5
+    prompts: Annotated[Count, PowersOfTwo(8, 256)] = 64  # B
+    group: Annotated[Count, PowersOfTwo(1, 16)] = 1  # k
+    beta: Annotated[NonNegative, Uniform(0.0, 1.0)] = 0.0  # β
     source: Literal["solutions", "start", "policy"] = "solutions"
 
     reference: Policy = field(init=False, repr=False)  # π_ref
