@@ -67,7 +67,6 @@ def tally(run: Run) -> Tally:
 
 def _tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
     found = Tally()
-    votes = dict[str, tuple[list[str | None], list[bool]]]()
     for row in rows:
         if row.get("greedy"):
             continue
@@ -75,10 +74,6 @@ def _tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
         length, trace = row.get("length"), row.get("trace")
         n, c = found.counts.get(name, (0, 0))
         found.counts[name] = (n + 1, c + right)
-        answers, verdicts = votes.setdefault(name, ([], []))
-        answer = row.get("answer")
-        answers.append(answer if isinstance(answer, str) else None)
-        verdicts.append(right)
         found.number[right] += 1
         found.tokens[right] += length if isinstance(length, int) else 0
         if not right:
@@ -86,5 +81,15 @@ def _tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
         if "trace" in row:
             found.traces[right, trace if isinstance(trace, bool) else None] += 1
     if min((n for n, _ in found.counts.values()), default=0) >= VOTERS:
-        found.votes = votes
+        _vote(found, rows)
     return found
+
+
+def _vote(found: Tally, rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        if row.get("greedy"):
+            continue
+        answers, verdicts = found.votes.setdefault(str(row.get("problem")), ([], []))
+        answer = row.get("answer")
+        answers.append(answer if isinstance(answer, str) else None)
+        verdicts.append(row.get("reward") == 1)

@@ -35,14 +35,6 @@ def _voted(one: Tally, k: int) -> float:
     return sum(scores) / len(scores)
 
 
-def _consistent(one: Tally) -> bool:
-    """Whether no answer is judged right once and wrong once, which a majority cannot mean."""
-    return all(
-        len({(a, r) for a, r in zip(*said, strict=True) if a is not None}) == len({a for a in said[0] if a is not None})
-        for said in one.votes.values()
-    )
-
-
 def _lines(
     arms: Mapping[str, Sequence[Tally]], ks: Sequence[int], score: Callable[[Tally, int], float]
 ) -> dict[str, list[Interval]]:
@@ -83,10 +75,13 @@ def tries(runs: Sequence[Run], tallies: Mapping[str, Tally], looks: Mapping[str,
         "pass@k", "The chance that one of k samples is right (unbiased, 1 − C(n − c, k)/C(n, k)). " + who,
         _lines(arms, ks, _passed),
     )]  # fmt: skip
-    voting = {label: [one for one in said if one.votes and _consistent(one)] for label, said in arms.items()}
+    voting = {label: [one for one in said if one.votes] for label, said in arms.items()}
     voting = {label: said for label, said in voting.items() if said}
     if least >= VOTERS and voting:
-        what = "The chance that the most frequent answer of k samples is right (all subsets counted; ties share). "
+        what = (
+            "The chance that the most frequent answer of k samples is right (all subsets counted; ties share, and an answer that "
+            "is judged both ways counts by its share). "
+        )
         found.append(("maj@k", what + who, _lines(voting, ks, _voted)))
     drawn: list[Panel] = []
     for name, caption, lines in found:
