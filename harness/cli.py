@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.errors import GATE_FAILED, INTERRUPTED, MISSING, RUNS_FAILED, BakeoffError, meant
+
+if TYPE_CHECKING:
+    from harness.comparison import Comparison, RunConfig
 
 app = typer.Typer(
     name="bakeoff",
@@ -41,7 +44,10 @@ def run(
         typer.Argument(metavar="[KEY=VALUE]...", help="change a setting: seeds=[0,1] budget.flops=1e12 methods.grpo.beta=0.1"),
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="runs at a time; 0: cores divided by threads a run, or 1 on a GPU")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the runs and what is done, and start nothing")] = False,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="only the I-th of N slices of the runs, from 0/N on")] = "0/1",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the runs, what is done and what it will take, and start nothing")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="forget this comparison's runs and start them anew")] = False,
     wandb: Annotated[bool, typer.Option(help="mirror the runs to W&B (offline unless you are logged in)")] = True,
     as_json: AsJson = False,
@@ -52,30 +58,28 @@ def run(
     The same command again does nothing that is done, and continues what was interrupted. Ctrl-C saves and stops.
     """
     from harness.comparison import Comparison, resolve_device
-    from harness.launch import is_done, launch
+    from harness.launch import launch
+    from harness.shard import Shard
 
     overrides = overrides or []
+    part = Shard.read(shard)
     comparison = Comparison.load(sweep, overrides)
     if comparison.claims:
         from reports.claims import read
 
         read(comparison.claims, str(sweep))
+    at_once = workers or (
+        1 if resolve_device(comparison.device) == "cuda" else max(1, (os.cpu_count() or 1) // comparison.threads)
+    )
     if dry_run:
-        runs = comparison.runs(root)
-        rows = [{"run": r.id, "done": is_done(root, r)} for r in runs]
-        print(
-            json.dumps(rows, indent=2) if as_json else "\n".join(f"{'done' if r['done'] else 'to go'}  {r['run']}" for r in rows)
-        )
+        planned(root, comparison, part.of_runs(comparison.runs(root)), at_once, as_json)
         return
     command = shlex.join(["bakeoff", "run", str(sweep), *overrides])
     if wandb and find_spec("wandb") is None:
         print("wandb is not installed, so nothing is mirrored; pip install 'bakeoff[wandb]' or pass --no-wandb", file=sys.stderr)
         wandb = False
-    at_once = workers or (
-        1 if resolve_device(comparison.device) == "cuda" else max(1, (os.cpu_count() or 1) // comparison.threads)
-    )
     source = sweep.read_text(encoding="utf-8")
-    runs, outcome = launch(comparison, root, source, command, at_once, fresh, mirror=wandb)
+    runs, outcome = launch(comparison, root, source, command, at_once, fresh, wandb, part)
     if outcome.interrupted:
         left = len(runs) - len(outcome.done) - len(outcome.failed)
         print(f"stopped with {left} runs to go; the same command continues", file=sys.stderr)
@@ -84,6 +88,39 @@ def run(
     if outcome.failed:
         print(f"{len(outcome.failed)} runs failed; why is in their FAILED files", file=sys.stderr)
         raise typer.Exit(RUNS_FAILED)
+
+
+def planned(root: Path, comparison: Comparison, runs: Sequence[RunConfig], at_once: int, as_json: bool) -> None:
+    """The runs and what they will take, on stdout."""
+    from dataclasses import asdict
+
+    from harness.capacity import capacity, measured, spread
+    from harness.launch import is_done
+    from reports.stats import detectable
+
+    rows = [{"run": r.id, "done": is_done(root, r)} for r in runs]
+    known = measured(root)
+    asked = capacity(comparison, [r for r, row in zip(runs, rows, strict=True) if not row["done"]], known)
+    seeds = len(comparison.seeds)
+    told = list[dict[str, Any]]()
+    for run in {(r.task, r.model): r for r in runs}.values():
+        deviation, pairs = spread(run, known)
+        least = detectable(deviation, seeds) if seeds > 1 else None
+        told.append({"task": run.task, "model": run.model, "seeds": seeds, "detectable": least, "sd": deviation, "pairs": pairs})
+    if as_json:
+        print(json.dumps({"runs": rows, "capacity": asdict(asked) | {"at_once": at_once}, "detectable": told}, indent=2))
+        return
+    for row in rows:
+        print(f"{'done' if row['done'] else 'to go'}  {row['run']}")
+    flops, tokens = (f"{x:.2g}" if x is not None else "an unknown number of" for x in (asked.flops, asked.tokens))
+    print(f"\n{len(runs)} runs, {asked.runs} to go: {flops} FLOPs, {tokens} tokens")
+    if asked.hours is not None:
+        print(f"about {asked.hours:.2g} hours of runs, {asked.hours / at_once:.2g} with {at_once} at a time "
+              f"({asked.measured} like finished ones here, {asked.runs - asked.measured} assumed: docs/scale.md)")  # fmt: skip
+    for row in told:
+        points = f"{100 * row['detectable']:.1f} points" if seeds > 1 else "nothing: one has no interval"
+        source = f"measured on {row['pairs']} pairs of arms" if row["pairs"] else "the noise of decoding alone: at least"
+        print(f"{row['task']}, {row['model']}: {seeds} seeds tell {points} of pass@1 ({source})")
 
 
 def known_comparison(root: Path, name: str) -> str:
@@ -126,6 +163,40 @@ def shown(root: Path, name: str, as_json: bool, output: Path | None = None, fail
         print(f"report: {path}")
     if any(decision.failed for decision in gates):
         raise typer.Exit(GATE_FAILED)
+
+
+@app.command()
+def sweep(
+    search: Annotated[Path, typer.Argument(help="a search, such as sweeps/search_grpo.toml")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="change a setting")] = None,
+    trials: Annotated[int, typer.Option(min=0, help="of each method; 0: as many as the file says")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="runs at a time; 0: cores divided by threads a run, or 1 on a GPU")] = 0,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="sqlite:///FILE, postgresql://… or grpc://HOST:PORT; default: a file")
+    ] = None,
+    as_json: AsJson = False,
+    root: Root = Path(),
+) -> None:
+    """Search each method's options with Optuna; then the best again, and tuned against default on test problems.
+
+    The same command again, beside this one or after it, works on the same trials. Ctrl-C saves and stops.
+    """
+    from harness.comparison import resolve_device
+    from harness.search import Search
+
+    asked = Search.load(search, [*(overrides or ()), *([f"trials={trials}"] if trials else [])])
+    if find_spec("optuna") is None:
+        raise BakeoffError("optuna is not installed; pip install 'bakeoff[optuna]'", MISSING)
+    from harness import sweep
+
+    at_once = workers or (1 if resolve_device(asked.device) == "cuda" else max(1, (os.cpu_count() or 1) // asked.threads))
+    command = shlex.join(["bakeoff", "sweep", str(search), *(overrides or ())])
+    outcome = sweep.sweep(asked, root, storage, at_once, command)
+    if outcome.interrupted:
+        raise BakeoffError("stopped; the same command continues", INTERRUPTED)
+    shown(root, asked.name, as_json)
+    if outcome.failed:
+        raise typer.Exit(RUNS_FAILED)
 
 
 @app.command()

@@ -71,7 +71,7 @@ class RunConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     micro_batch: int = 32
 
-    @property
+    @cached_property
     def id(self) -> str:
         """arithmetic-grpo-dense-s0-3f9a1c2e: the same configuration is always the same directory."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
@@ -177,20 +177,7 @@ class Comparison:
 
         Raises BakeoffError naming the file and the field for whatever cannot be run.
         """
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
-            raise BakeoffError(f"{path}: no such file{meant(str(path), near)}", MISSING) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise BakeoffError(f"{path}: cannot be read: {error}", MISSING) from None
-        except tomllib.TOMLDecodeError as error:
-            raise BakeoffError(f"{path}: not valid TOML: {error}") from None
-        for override in overrides:
-            apply(table, override)
-        if not NAME.fullmatch(str(table.setdefault("name", path.stem))):
-            raise BakeoffError(f"{path}: name: {table['name']!r} must be lower case letters, digits, . _ and -")
-        comparison = validated(Comparison, table, str(path))
+        comparison = validated(Comparison, read_table(path, overrides), str(path))
         comparison.check(str(path))
         return comparison
 
@@ -224,6 +211,24 @@ class Comparison:
         for name in (*self.tasks, *self.evaluation.other_tasks):
             with located(f"{where}: tasks"):
                 checked_task(name)
+
+
+def read_table(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """A TOML file with its overrides and its name, which is the file's where it has none."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
+        raise BakeoffError(f"{path}: no such file{meant(str(path), near)}", MISSING) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BakeoffError(f"{path}: cannot be read: {error}", MISSING) from None
+    except tomllib.TOMLDecodeError as error:
+        raise BakeoffError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        apply(table, override)
+    if not NAME.fullmatch(str(table.setdefault("name", path.stem))):
+        raise BakeoffError(f"{path}: name: {table['name']!r} must be lower case letters, digits, . _ and -")
+    return table
 
 
 def options(table: Mapping[str, Any]) -> dict[str, Any]:

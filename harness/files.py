@@ -20,7 +20,7 @@ from harness.errors import BakeoffError
 def write(path: Path, text: str) -> None:
     """Replace `path` by `text` in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as f:
         f.write(text)
         f.flush()

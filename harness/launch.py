@@ -24,6 +24,7 @@ from harness.comparison import Comparison, RunConfig
 from harness.errors import BUSY, RUNS_FAILED, BakeoffError
 from harness.models import Recipe
 from harness.register import register
+from harness.shard import Shard
 
 POLL_SECONDS = 0.25
 PRETRAINING_SECONDS = 3600.0  # how long another process may take to pretrain a base that both want
@@ -36,6 +37,7 @@ class Outcome:
 
     done: list[str] = field(default_factory=list[str])
     failed: list[str] = field(default_factory=list[str])
+    killed: list[str] = field(default_factory=list[str])  # of those failed: their process ended without saying why
     interrupted: bool = False
 
 
@@ -153,23 +155,28 @@ def ensure_bases(recipes: Sequence[Recipe], root: Path, threads: int, show: Disp
 
 
 def launch(
-    comparison: Comparison, root: Path, source: str, command: str, workers: int, fresh: bool, mirror: bool
+    comparison: Comparison, root: Path, source: str, command: str, workers: int, fresh: bool, mirror: bool, shard: Shard
 ) -> tuple[list[RunConfig], Outcome]:
-    """Write down what is asked, then run every run that is not done. Raises BakeoffError if another process is at it."""
-    runs = comparison.runs(root)
+    """Write down what is asked, all of it, then run every run of the shard that is not done; those are returned.
+
+    Raises BakeoffError if another process is at it.
+    """
+    asked = comparison.runs(root)
+    runs = shard.of_runs(asked)
     folder = root / "comparisons" / comparison.name
-    with files.lock(folder / "lock", "running this comparison"), display() as show:
+    with files.lock(folder / shard.lock, "running this comparison"), display() as show:
         if fresh:
             forget([root / "runs" / run.id for run in runs])
         files.write(folder / "comparison.toml", f"{source.rstrip()}\n\n# asked by: {json.dumps(command)}\n")
-        files.write(folder / "runs.txt", "".join(f"{run.id}\n" for run in runs))
-        for run in runs:
+        files.write(folder / "runs.txt", "".join(f"{run.id}\n" for run in asked))
+        for run in asked:
             files.write_json(root / "runs" / run.id / "config.json", asdict(run))
         if comparison.claims:
-            register(folder, tomllib.loads(source), sum(is_done(root, run) for run in runs))
+            register(folder, tomllib.loads(source), sum(is_done(root, run) for run in asked))
         outcome = Outcome(done=[run.id for run in runs if is_done(root, run)])
         missing = [run for run in runs if run.id not in outcome.done]
-        show.say(f"{comparison.name}: {len(outcome.done)} done, {len(missing)} to go")
+        of = f" ({len(runs)} of {len(asked)} runs)" if len(runs) < len(asked) else ""
+        show.say(f"{comparison.name}{of}: {len(outcome.done)} done, {len(missing)} to go")
         recipes = [comparison.recipe(run.model, run.seed) for run in missing]
         recipes += [models.presets().get(run.options[name]) for run in missing for name in run.others]
         ensure_bases([recipe for recipe in recipes if recipe], root, workers * comparison.threads, show)
@@ -279,6 +286,7 @@ def settle(run: RunConfig, code: int | None, root: Path, outcome: Outcome, show:
     elif not outcome.interrupted:
         if code != RUNS_FAILED:  # then the worker has not said why
             fail(folder, f"the process of this run ended with exit code {code}")
+            outcome.killed.append(run.id)
         outcome.failed.append(run.id)
         show.say(f"{count} {run.id}: FAILED: {reason(folder)}")
 

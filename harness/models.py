@@ -67,6 +67,7 @@ class Recipe:
         return f"{self.name}-{digest}"
 
 
+@lru_cache
 def fingerprint(task: Task) -> str:
     """Changes when the problems of a task change."""
     sample = [(p.prompt, p.answer, p.solution) for p in (*task.problems("train")[:32], *task.problems("test")[:32])]

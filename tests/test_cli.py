@@ -194,9 +194,11 @@ def test_help_imports_no_torch(tmp_path):
 def test_a_dry_run_names_every_run_and_writes_nothing(cli, tmp_path):
     code, out, err = cli("run", SMOKE, "--dry-run", "--root", tmp_path / "root")
     assert (code, err) == (0, "")
-    assert [line.split()[:2] for line in out.splitlines()] == [["to", "go"]] * 2 * len(ARMS)
+    matrix, estimate = out.split("\n\n")
+    assert [line.split()[:2] for line in matrix.splitlines()] == [["to", "go"]] * 2 * len(ARMS)
+    assert estimate.startswith(f"{2 * len(ARMS)} runs, {2 * len(ARMS)} to go: ")
     code, out, _ = cli("run", SMOKE, "seeds=[3]", "--dry-run", "--json", "--root", tmp_path / "root")
-    rows = json.loads(out)
+    rows = json.loads(out)["runs"]
     assert [(row["run"].rsplit("-", 1)[0], row["done"]) for row in rows] == [
         (f"knights-{label}-smoke-s3", False) for label in ARMS
     ]
