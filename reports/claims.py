@@ -155,6 +155,7 @@ class Verdict:
     parts: tuple[Finding, ...] = ()
     number: int | None = None
     registered: str = ""  # whether it was written down before it could be known
+    note: str = ""  # what is said with it beside the parts
 
     @property
     def margin(self) -> str:
@@ -212,12 +213,11 @@ def _verdict(name: str, claim: Claim, measured: list[tuple[list[float], float]],
         findings.append(Finding(part.name, interval, part.margin, confidence, part.outcome(interval)))
     outcomes = {finding.outcome for finding in findings}
     verdict: Outcome = "FAIL" if "FAIL" in outcomes else "PASS" if outcomes == {"PASS"} else "INCONCLUSIVE"
-    decisive = [finding for finding in findings if finding.outcome == verdict]
-    reason = "; ".join(said(finding) for finding in decisive)
     seeds = min(finding.interval.n for finding in findings)
-    few = f" (preliminary: {seeds} seeds)" if seeds < ENOUGH_SEEDS else ""
-    caveat = f" {claim.caveat}" if claim.caveat else ""
-    return Verdict(name, claim.text, claim.source, verdict, f"{reason}{few}.{caveat}", tuple(findings), claim.number, registered)
+    few = [f"preliminary: {seeds} seeds"] if seeds < ENOUGH_SEEDS else []
+    note = "; ".join([*few, *([claim.caveat] if claim.caveat else [])])
+    reason = "; ".join([*(said(finding) for finding in findings if finding.outcome == verdict), *([note] if note else [])])
+    return Verdict(name, claim.text, claim.source, verdict, reason, tuple(findings), claim.number, registered, note)
 
 
 def said(finding: Finding) -> str:
