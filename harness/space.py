@@ -58,7 +58,8 @@ class Uniform(Range):
         return trial.suggest_float(name, self.low, self.high)
 
     def grid(self, n: int) -> list[Value]:
-        return [self.low + (self.high - self.low) * i / (n - 1) for i in range(n - 1)] + [self.high]
+        inside = [self.low + (self.high - self.low) * i / (n - 1) for i in range(1, n - 1)]
+        return [self.low, *inside, self.high]
 
     def ends(self) -> tuple[float, ...]:
         return self.low, self.high
@@ -74,7 +75,9 @@ class LogUniform(Range):
     def __post_init__(self) -> None:
         ordered(self.low, self.high)
         if self.low <= 0:
-            raise BakeoffError(f"a logarithmic range starts above 0, not at {self.low:g}; take a uniform one or raise its lower end")
+            raise BakeoffError(
+                f"a logarithmic range starts above 0, not at {self.low:g}; take a uniform one or raise its lower end"
+            )
 
     def suggest(self, trial: BaseTrial, name: str) -> float:
         return trial.suggest_float(name, self.low, self.high, log=True)
@@ -147,7 +150,9 @@ class Choice(Range):
             raise BakeoffError("an empty range: needs two values or more to choose from")
 
     def suggest(self, trial: BaseTrial, name: str) -> Value:
-        return trial.suggest_categorical(name, self.values)
+        chosen = trial.suggest_categorical(name, self.values)
+        assert chosen is not None
+        return chosen
 
     def grid(self, n: int) -> list[Value]:  # noqa: ARG002
         return list(self.values)
