@@ -195,7 +195,8 @@ class StudyOf:
             study = optuna.create_study(study_name=name, storage=storage, directions=directions, sampler=drawing, pruner=pruning)
         if "identity" not in study.user_attrs:
             study.set_user_attr("identity", asked)
-            study.set_metric_names(list(self.search.objectives))
+            with quiet():
+                study.set_metric_names(list(self.search.objectives))
         return study
 
     def alone(self) -> AbstractContextManager[None]:
