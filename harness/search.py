@@ -77,11 +77,12 @@ class Search:
 
     def check(self) -> None:
         """Refuse what could not be searched, before anything is written."""
-        fixed = {label: {k: v for k, v in table.items() if k != "search"} for label, table in self.methods.items()}
-        self.comparison(self.name, fixed, (*self.seeds, *self.confirm_seeds, *self.report_seeds), self.evaluation).check("search")
         for label, table in self.methods.items():
             if "start" in table:
                 raise BakeoffError(f"methods.{label}.start: a search starts from the base")
+        fixed = {label: {k: v for k, v in table.items() if k != "search"} for label, table in self.methods.items()}
+        seeds = (*self.seeds, *self.confirm_seeds, *self.report_seeds)
+        self.comparison(self.name, fixed, seeds, self.evaluation).check("of default and tuned")
         if len(set(self.objectives)) < len(self.objectives):
             raise BakeoffError(f"objectives: {self.objectives[0]!r} is there twice")
         if self.objectives[0] == "kl":

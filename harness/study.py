@@ -95,10 +95,10 @@ class Keyed(BaseSampler):
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Optuna warns of what is experimental, and of a constraint that is set twice, to the same."""
+    """Optuna warns of what is experimental, of a constraint that is set twice, to the same, and that PED-ANOVA likes low values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.filterwarnings("ignore", message="The constraint value is ignored")
+        warnings.filterwarnings("ignore", message="The constraint value is ignored|PedAnovaImportanceEvaluator computes")
         yield
 
 
@@ -265,7 +265,7 @@ def saying(different: Sequence[str], was: Mapping[str, Any], asked: Mapping[str,
     """What differs between a study and what is asked of it."""
     if list(different) == ["folder"]:
         return "its runs are in another folder; share one --root between all who work on it"
-    if "search" in different:
+    if "search" in was and "search" in different:
         return f"searches {json.dumps(was['search'])}, not {json.dumps(asked['search'])}"
     return f"was begun with another {', '.join(different)}"
 
@@ -292,7 +292,7 @@ def importances(study: Study, ranges: Mapping[str, Range]) -> dict[str, dict[str
     found = dict[str, dict[str, float]]()
     for said, evaluator in (("PED-ANOVA", PedAnovaImportanceEvaluator()), ("fANOVA", FanovaImportanceEvaluator(seed=0))):
         with quiet():
-            shares = get_param_importances(study, evaluator=evaluator, target=lambda t: t.values[0])
+            shares = get_param_importances(study, evaluator=evaluator, target=lambda t: -t.values[0])  # low is good
         found[said] = {names[drawn]: share for drawn, share in shares.items()}
     return found
 
