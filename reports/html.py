@@ -35,6 +35,7 @@ from reports.notices import notices
 from reports.process import Process, process
 from reports.quantities import AXES
 from reports.samples import FILTERS, Samples, samples
+from reports.search import said, search
 from reports.significance import Matrix, significance
 from reports.stock import stock
 from reports.tally import Tally, tally
@@ -154,6 +155,7 @@ def _environment() -> Environment:
             value
         ),
         "pieces": escape.pieces,
+        "gain": said,
         "sortable": lambda value: f"{value:.6g}" if isfinite(value) else "",
     }
     made.filters.update(filters)
@@ -188,6 +190,7 @@ def render(root: Path | str, name: str) -> str:
         commands=provenance.commands(comparison),
         again=[(run.id, provenance.redo(comparison, run)) for run in comparison.runs],
         stock=stock(comparison),
+        searched=search(Path(root) / "comparisons" / name, comparison),
         claims=claims,
         claims_data=_decided(claims),
         style=Markup(style),
