@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -31,6 +32,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from harness import files
 from harness.errors import MISSING, BakeoffError
@@ -95,7 +97,7 @@ class Keyed(BaseSampler):
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Optuna warns of what is experimental, of a constraint that is set twice, to the same, and that PED-ANOVA likes low values."""
+    """Without Optuna's warnings: of what is experimental, of a constraint set twice (to the same), of what PED-ANOVA calls good."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", message="The constraint value is ignored|PedAnovaImportanceEvaluator computes")
@@ -126,24 +128,30 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
 
     Raises BakeoffError for one that is not there or cannot be read.
     """
+    if url is None:
+        return JournalStorage(JournalFile(folder / "journal.log"))
+    parts = urlsplit(url)
+    if parts.scheme == "grpc":
+        return proxied(parts.hostname or "localhost", parts.port or 13000)
+    shown = f"--storage {re.sub('//[^/]*@', '//', url)}"  # without a password
+    driver = re.sub("^postgresql:", "postgresql+psycopg:", url)
     try:
-        if url is None:
-            return JournalStorage(JournalFile(folder / "journal.log"))
-        parts = urlsplit(url)
-        if parts.scheme == "grpc":
-            return proxied(parts.hostname or "localhost", parts.port or 13000)
-        if parts.scheme == "postgresql":
-            url = url.replace("postgresql:", "postgresql+psycopg:", 1)
-        return RDBStorage(url)
-    except BakeoffError:
-        raise
-    except ModuleNotFoundError as error:
-        raise BakeoffError(f"--storage: needs {error.name}; pip install {error.name}", MISSING) from None
-    except Exception as error:
-        said = str(getattr(error, "orig", error)).strip() or type(error).__name__
-        hidden = urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl() if url else str(folder)
-        known = getattr(error, "orig", None) is None and "parse" in said.lower()
-        raise BakeoffError(f"--storage {hidden}: cannot be opened: {said}", *([] if known else [MISSING])) from None
+        with alone(folder):  # two at once would make the same tables
+            return RDBStorage(driver)
+    except (ImportError, NoSuchModuleError) as error:
+        missing = getattr(error.__cause__ or error, "name", None)
+        if missing:
+            raise BakeoffError(f"{shown}: needs {missing}; pip install 'bakeoff[postgresql]'", MISSING) from None
+        raise BakeoffError(f"{shown}: no such kind of database; there is sqlite, postgresql and grpc") from None
+    except ArgumentError as error:
+        raise BakeoffError(f"{shown}: not a URL of a database: {error}") from None
+    except (SQLAlchemyError, RuntimeError) as error:
+        raise BakeoffError(f"{shown}: cannot be opened: {getattr(error, 'orig', error)}", MISSING) from None
+
+
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """One process at a time at the studies of a folder."""
+    return files.lock(folder / "claims.lock", "taking a trial", patience=CLAIM_SECONDS)
 
 
 def proxied(host: str, port: int) -> BaseStorage:
@@ -200,8 +208,7 @@ class StudyOf:
         return study
 
     def alone(self) -> AbstractContextManager[None]:
-        """One process at a time."""
-        return files.lock(self.folder / "claims.lock", "taking a trial", patience=CLAIM_SECONDS)
+        return alone(self.folder)
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)

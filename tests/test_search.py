@@ -213,8 +213,8 @@ def test_a_study_whose_runs_are_elsewhere_is_refused(file, tmp_path):
     [
         ("postgresql://bakeoff:secret@127.0.0.1:1/none", MISSING, "refused"),
         ("sqlite:////no/such/folder/x.db", MISSING, "unable to open"),
-        ("nonsense", USAGE, "nonsense: cannot be opened"),
-        ("nosuch://host/x", USAGE, "nosuch://host/x: cannot be opened"),
+        ("nonsense", USAGE, "--storage nonsense: not a URL of a database"),
+        ("nosuch://host/x", USAGE, "--storage nosuch://host/x: no such kind of database"),
     ],
 )
 def test_a_storage_that_is_not_there_is_one_clear_line(cli, file, root, url, code, said):
@@ -333,7 +333,11 @@ def at_work(root):
     """The processes of runs that are under way and have begun to train."""
     found = []
     for path in (root / "runs").glob("*/lock"):
-        if not (path.parent / "DONE").exists() and (path.parent / "metrics.jsonl").exists() and files.read_jsonl(path.parent / "metrics.jsonl"):
+        if (
+            not (path.parent / "DONE").exists()
+            and (path.parent / "metrics.jsonl").exists()
+            and files.read_jsonl(path.parent / "metrics.jsonl")
+        ):
             found.append(path.read_text().strip())
     return [pid for pid in found if pid and os.path.exists(f"/proc/{pid}")]
 
@@ -361,8 +365,6 @@ def test_the_journal_is_one_that_optuna_reads(file, tmp_path):
     told(opened(Search.load(file), tmp_path / "s"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        storage = optuna.storages.JournalStorage(
-            optuna.storages.journal.JournalFileBackend(str(tmp_path / "s" / "journal.log"))
-        )
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "s" / "journal.log")))
     assert [s.study_name for s in optuna.get_all_study_summaries(storage)] == ["small/sft"]
     assert isinstance(JournalFile(tmp_path / "s" / "journal.log"), optuna.storages.journal.JournalFileBackend)

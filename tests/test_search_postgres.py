@@ -1,0 +1,48 @@
+"""Two processes on one study in PostgreSQL, which this test starts in a folder of its own."""
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.test_search import SEARCH, shared_out
+
+PROGRAMS = Path(shutil.which("initdb") or next(Path("/usr/lib/postgresql").glob("*/bin/initdb"), "/")).resolve().parent
+OWNER = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def run(program, *args):
+    subprocess.run([PROGRAMS / program, *map(str, args)], check=True, user=OWNER, cwd="/", stdout=subprocess.DEVNULL, timeout=120)
+
+
+@pytest.fixture
+def server(tmp_path_factory):
+    """The URL of an empty database."""
+    if not (PROGRAMS / "pg_ctl").exists():
+        pytest.skip("PostgreSQL is not installed")
+    folder = tmp_path_factory.mktemp("postgres")
+    if OWNER:
+        shutil.chown(folder, OWNER)
+        for above in [folder, *folder.parents][:3]:
+            above.chmod(above.stat().st_mode | 0o011)
+    port = free_port()
+    run("initdb", "--pgdata", folder / "data", "--username", "bakeoff", "--auth", "trust", "--no-sync")
+    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
+    run("pg_ctl", "--pgdata", folder / "data", "--log", folder / "log", "--options", options, "--wait", "start")
+    yield f"postgresql://bakeoff@127.0.0.1:{port}/postgres"
+    run("pg_ctl", "--pgdata", folder / "data", "--mode", "immediate", "stop")
+
+
+def test_two_processes_share_the_trials_of_a_database(server, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(SEARCH.replace("trials = 3", "trials = 20"))
+    shared_out(file, tmp_path / "root", server)
