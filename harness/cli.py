@@ -30,10 +30,30 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def mounted(root: Path) -> Path:
+    """The root; BakeoffError for a URL: runs lock, append and swap folders, which object stores cannot."""
+    if root.parts and root.parts[0].endswith(":") and len(root.parts[0]) > 2:
+        raise BakeoffError(f"--root {root}: a URL is no folder; mount the storage and give the path (docs/scale.md)")
+    return root
+
+
 Root = Annotated[
-    Path, typer.Option("--root", file_okay=False, help="where runs/, bases/ and comparisons/ are kept", envvar="BAKEOFF_ROOT")
+    Path,
+    typer.Option(
+        "--root",
+        file_okay=False,
+        help="where runs/, bases/ and comparisons/ are kept",
+        envvar="BAKEOFF_ROOT",
+        callback=mounted,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on stdout instead of text")]
+
+
+class Where(StrEnum):
+    local = "local"
+    ray = "ray"
 
 
 @app.command()
@@ -44,6 +64,9 @@ def run(
         typer.Argument(metavar="[KEY=VALUE]...", help="change a setting: seeds=[0,1] budget.flops=1e12 methods.grpo.beta=0.1"),
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="runs at a time; 0: cores divided by threads a run, or 1 on a GPU")] = 0,
+    backend: Annotated[Where, typer.Option(help="this machine, or a Ray cluster whose nodes share the root")] = Where.local,
+    address: Annotated[str | None, typer.Option(help="of the Ray cluster; without it RAY_ADDRESS, else one is started")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="processes of each run, a device for each, through accelerate")] = 1,
     shard: Annotated[str, typer.Option(metavar="I/N", help="only the I-th of N slices of the runs, from 0/N on")] = "0/1",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the runs, what is done and what it will take, and start nothing")
@@ -58,11 +81,19 @@ def run(
     The same command again does nothing that is done, and continues what was interrupted. Ctrl-C saves and stops.
     """
     from harness.comparison import Comparison, resolve_device
-    from harness.launch import launch
+    from harness.launch import forked, launch
     from harness.shard import Shard
 
     overrides = overrides or []
     part = Shard.read(shard)
+    if address and backend is Where.local:
+        raise BakeoffError(f"--address {address} is of a Ray cluster: add --backend ray")
+    if devices > 1 and backend is Where.ray:
+        raise BakeoffError("--devices: a Ray task is one process; take --backend local, or fewer devices")
+    if devices > 1 and find_spec("accelerate") is None:
+        raise BakeoffError("accelerate is not installed; pip install 'bakeoff[devices]'", MISSING)
+    if backend is Where.ray and find_spec("ray") is None:
+        raise BakeoffError("Ray is not installed; pip install 'bakeoff[ray]', here and on every node", MISSING)
     comparison = Comparison.load(sweep, overrides)
     if comparison.claims:
         from reports.claims import read
@@ -78,8 +109,19 @@ def run(
     if wandb and find_spec("wandb") is None:
         print("wandb is not installed, so nothing is mirrored; pip install 'bakeoff[wandb]' or pass --no-wandb", file=sys.stderr)
         wandb = False
+    start = forked
+    if backend is Where.ray:
+        from harness.cluster import on_ray
+
+        start, room = on_ray(address, comparison.threads, resolve_device(comparison.device))
+        at_once = workers or room
+    elif devices > 1:
+        from harness.group import accelerated
+
+        start = accelerated(devices)
+        at_once = max(1, at_once // devices)
     source = sweep.read_text(encoding="utf-8")
-    runs, outcome = launch(comparison, root, source, command, at_once, fresh, wandb, part)
+    runs, outcome = launch(comparison, root, source, command, at_once, fresh, wandb, part, start)
     if outcome.interrupted:
         left = len(runs) - len(outcome.done) - len(outcome.failed)
         print(f"stopped with {left} runs to go; the same command continues", file=sys.stderr)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness import devices
 from harness.engines import engine
 from harness.policy import Policy
 
@@ -56,11 +57,17 @@ def generate(
 
     prompts   P lists of token ids, none of them empty
     keys      P·group strings, one a completion; None decodes greedily
+
+    Of several processes, each samples for its share of the prompts, and all have all completions.
     """
     out = Samples([], [], [])
-    for part, u_BN in batches(policy, prompts, group, keys, limit):
+    asked = devices.mine(range(len(prompts)))
+    drawn = None if keys is None else [keys[p * group + g] for p in asked for g in range(group)]
+    for part, u_BN in batches(policy, [prompts[p] for p in asked], group, drawn, limit):
         out.add(*decode(policy, part, group, u_BN, limit, eos, pad), eos)
-    return out
+    shares = [iter(zip(y.tokens, y.logp, y.ended, strict=True)) for y in devices.gather(out)]
+    rows = [next(shares[p % len(shares)]) for p in range(len(prompts)) for _ in range(group)]
+    return Samples([tokens for tokens, _, _ in rows], [logp for _, logp, _ in rows], [ended for _, _, ended in rows])
 
 
 def batches(

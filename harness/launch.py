@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
@@ -41,6 +40,18 @@ class Outcome:
     interrupted: bool = False
 
 
+class Job(Protocol):
+    """A run under way, somewhere."""
+
+    @property
+    def exitcode(self) -> int | None: ...
+    def is_alive(self) -> bool: ...
+    def terminate(self) -> None:
+        """Ask it to save and stop."""
+
+
+Start = Callable[[RunConfig], Job]
+Backend = Callable[[Sequence[RunConfig], Path, str, bool], Start]  # the runs to come, root, comparison, whether to mirror
 Update = Callable[[float, str], None]  # (how much is done, a word on how it goes)
 
 
@@ -154,8 +165,35 @@ def ensure_bases(recipes: Sequence[Recipe], root: Path, threads: int, show: Disp
             raise
 
 
+def forked(runs: Sequence[RunConfig], root: Path, name: str, mirror: bool) -> Start:
+    """Processes of this machine, forked from a server that has the libraries imported."""
+    context = multiprocessing.get_context("forkserver")
+    kinds = {
+        files.read_json(models.made(base, model, root) / "config.json")["model_type"]
+        for base, model in {(run.base, run.model) for run in runs}
+    }
+    context.set_forkserver_preload(
+        ["harness.worker", *(["wandb"] if mirror else []), *(f"transformers.models.{k}.modeling_{k}" for k in sorted(kinds))]
+    )
+
+    def start(run: RunConfig) -> Job:
+        process = context.Process(target=_enter, args=(run, root, name, mirror), name=run.id)
+        process.start()
+        return process
+
+    return start
+
+
 def launch(
-    comparison: Comparison, root: Path, source: str, command: str, workers: int, fresh: bool, mirror: bool, shard: Shard
+    comparison: Comparison,
+    root: Path,
+    source: str,
+    command: str,
+    workers: int,
+    fresh: bool,
+    mirror: bool,
+    shard: Shard,
+    backend: Backend = forked,
 ) -> tuple[list[RunConfig], Outcome]:
     """Write down what is asked, all of it, then run every run of the shard that is not done; those are returned.
 
@@ -180,7 +218,8 @@ def launch(
         recipes = [comparison.recipe(run.model, run.seed) for run in missing]
         recipes += [models.presets().get(run.options[name]) for run in missing for name in run.others]
         ensure_bases([recipe for recipe in recipes if recipe], root, workers * comparison.threads, show)
-        work(missing, root, comparison.name, workers, mirror, show, outcome)
+        if missing:
+            work(missing, root, workers, backend(missing, root, comparison.name, mirror), show, outcome)
     return runs, outcome
 
 
@@ -200,18 +239,10 @@ def is_done(root: Path, run: RunConfig) -> bool:
     return (root / "runs" / run.id / "DONE").exists()
 
 
-def work(missing: list[RunConfig], root: Path, name: str, workers: int, mirror: bool, show: Display, outcome: Outcome) -> None:
-    """Run the missing runs, `workers` at a time, each forked from a server that has the libraries imported."""
-    context = multiprocessing.get_context("forkserver")
-    kinds = {
-        files.read_json(models.made(base, model, root) / "config.json")["model_type"]
-        for base, model in {(run.base, run.model) for run in missing}
-    }
-    context.set_forkserver_preload(
-        ["harness.worker", *(["wandb"] if mirror else []), *(f"transformers.models.{k}.modeling_{k}" for k in sorted(kinds))]
-    )
+def work(missing: list[RunConfig], root: Path, workers: int, start: Start, show: Display, outcome: Outcome) -> None:
+    """Run the missing runs, `workers` at a time."""
     waiting = list(missing)
-    active = dict[str, tuple[BaseProcess, RunConfig, Update]]()
+    active = dict[str, tuple[Job, RunConfig, Update]]()
     held = set[str]()  # by other processes
     total = len(missing)
 
@@ -219,36 +250,34 @@ def work(missing: list[RunConfig], root: Path, name: str, workers: int, mirror: 
         if not outcome.interrupted:
             show.say("stopping after the batch under way; the same command continues")
         outcome.interrupted = True
-        for process, _, _ in active.values():
-            process.terminate()
+        for job, _, _ in active.values():
+            job.terminate()
 
     handlers = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         while active or (waiting and not outcome.interrupted):
             while len(active) < workers and not outcome.interrupted and (run := ready(waiting, root, outcome, show)):
-                process = context.Process(target=_enter, args=(run, root, name, mirror), name=run.id)
-                process.start()
-                active[run.id] = (process, run, show.add(run.id, 1.0))
+                active[run.id] = (start(run), run, show.add(run.id, 1.0))
             if waiting and not active and not outcome.interrupted:
                 raise BakeoffError(
                     f"{waiting[0].id} waits for {waiting[0].start}, which has gone; the same command runs it again"
                 )
             time.sleep(POLL_SECONDS)
-            for run_id, (process, run, update) in list(active.items()):
+            for run_id, (job, run, update) in list(active.items()):
                 spent, note = progress(root, run)
-                if process.is_alive():
+                if job.is_alive():
                     update(min(spent, 0.999), note)
                     continue
                 update(1.0, note)
                 del active[run_id]
-                if process.exitcode == BUSY:
+                if job.exitcode == BUSY:
                     waiting.append(run)
                     if run_id not in held:
                         held.add(run_id)
                         owner = files.owner(root / "runs" / run_id / "lock")
                         show.say(f"{run_id}: process {owner} is at it; waiting for that one")
                     continue
-                settle(run, process.exitcode, root, outcome, show, f"[{total - len(waiting) - len(active)}/{total}]")
+                settle(run, job.exitcode, root, outcome, show, f"[{total - len(waiting) - len(active)}/{total}]")
     finally:
         for n, handler in handlers.items():
             signal.signal(n, handler)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from harness import checks, files, models, ops, plugins
+from harness import checks, devices, files, models, ops, plugins
 from harness.comparison import RunConfig
 from harness.errors import TrustError
 from harness.generate import generate
@@ -233,7 +233,7 @@ class Run:
 
     def spent(self) -> float:
         """The share of the budget that is gone."""
-        return self.config.budget.spent(self.meter, self.step)
+        return devices.agreed(self.config.budget.spent(self.meter, self.step))
 
     def record(self, columns: Mapping[str, float] | None = None) -> None:
         """Write one line of metrics.jsonl. One that was recorded before an interruption stays as it is: this one equals it."""

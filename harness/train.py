@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from harness import checks, files
+from harness import checks, devices, files
 from harness.coefficient import coefficient
 from harness.errors import TrustError
 from harness.evaluate import at_the_end, on_validation
@@ -45,7 +45,7 @@ def train(method: Method[B], run: Run, stop: Callable[[], bool] = lambda: False)
 
     saved = run.step
     while run.spent() < 1:
-        if stop():
+        if any(devices.gather(stop())):
             run.save(optimizer, method)
             raise Interrupted
         with torch.no_grad():
@@ -73,16 +73,19 @@ def train(method: Method[B], run: Run, stop: Callable[[], bool] = lambda: False)
 def descend(run: Run, optimizer: Optimizer, batch: B, loss: Loss[B], flops_per_token: int) -> dict[str, float]:
     """Take the gradient of a loss over a batch and apply a gradient step; what to plot of it.
 
-    A loss is a mean over sequences, so taking it part by part is exact. What the optimiser holds in one group is clipped as one.
+    A loss is a mean over sequences, so taking it part by part, on one device or several, is exact. What the optimiser holds in
+    one group is clipped as one.
     """
     columns = defaultdict[str, float](float)
-    for rows in batch.parts(run.config.micro_batch):
+    for rows in devices.mine(batch.parts(run.config.micro_batch)):
         part, weight = batch[rows].trimmed(), len(rows) / len(batch)
         value, metrics = loss(part)  # 2. take the gradient of a loss
         (value * weight).backward()
-        run.meter.train(part.size(), flops_per_token)
         for name, metric in metrics.items():
             columns[name] += metric * weight
+    run.meter.train(batch.size(), flops_per_token)
+    columns = devices.total(columns)
+    devices.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
     norms = [torch.nn.utils.clip_grad_norm_(group["params"], MAX_GRAD_NORM).item() for group in optimizer.param_groups]
     checks.finite(columns["loss"], norms, run.step + 1)
     optimizer.step()  # 3. apply a gradient step

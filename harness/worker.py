@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,10 +14,11 @@ from typing import NoReturn
 
 import torch
 
-from harness import files, models
+from harness import devices, files, models
 from harness.comparison import RunConfig
 from harness.environment import environment
 from harness.errors import BUSY, INTERRUPTED, RUNS_FAILED, BakeoffError
+from harness.parse import validated
 from harness.run import Run
 from harness.tracker import NoTracker, WandbTracker
 from harness.train import Interrupted, train
@@ -40,9 +42,11 @@ def main(config: RunConfig, root: Path, comparison: str, mirror: bool) -> NoRetu
     folder = root / "runs" / config.id
     with ExitStack() as held:
         try:
-            held.enter_context(files.lock(folder / "lock", "running", patience=PATIENCE_SECONDS))
+            if devices.rank() == 0:
+                held.enter_context(files.lock(folder / "lock", "running", patience=PATIENCE_SECONDS))
         except BakeoffError:
             raise SystemExit(BUSY) from None
+        folder = devices.written(folder, held)
         raise SystemExit(0 if (folder / "DONE").exists() else execute(config, root, folder, comparison, mirror, stop))
 
 
@@ -53,6 +57,8 @@ def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror
     ok = False
     try:
         run = Run(config, root, folder, tracker)
+        if run.policy.routed and devices.count() > 1:
+            raise BakeoffError("a mixture of experts is balanced by the whole batch; train it on one device")
         base = models.made(config.base, config.model, root)
         files.write_json(folder / "environment.json", environment(config.threads, config.device))
         files.write_json(folder / "base.json", {**models.pretraining(base), **asdict(models.facts(run.policy.model))})
@@ -70,3 +76,14 @@ def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror
     finally:
         tracker.finish(ok)
     return 0 if ok else RUNS_FAILED
+
+
+def entered(folder: Path) -> NoReturn:
+    """As one of the processes that `accelerate launch -m harness.worker runs/RUN` starts."""
+    config = validated(RunConfig, files.read_json(folder / "config.json"), str(folder / "config.json"))
+    devices.join(config.device)
+    main(config, folder.resolve().parents[1], "", False)
+
+
+if __name__ == "__main__":
+    entered(Path(sys.argv[1]))
