@@ -97,7 +97,7 @@ class Keyed(BaseSampler):
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Without Optuna's warnings: of what is experimental, of a constraint set twice (to the same), of what PED-ANOVA calls good."""
+    """Optuna warns of what is experimental, of a constraint that is set again, and of PED-ANOVA calling low values good."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", message="The constraint value is ignored|PedAnovaImportanceEvaluator computes")

@@ -97,7 +97,8 @@ class Sweep:
             if not missing:
                 break
             outcome = Outcome()
-            launch.work(missing, self.root, self.search.name, self.workers, False, show, outcome)
+            start = launch.forked(missing, self.root, self.search.name, False)
+            launch.work(missing, self.root, self.workers, start, show, outcome)
             if outcome.interrupted:
                 raise BakeoffError("stopped; the same command continues", INTERRUPTED)
             again = [run for run in missing if run.id in outcome.killed and attempt < ATTEMPTS - 1]
