@@ -8,6 +8,7 @@ run; the others write into a copy that is thrown away.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,13 +27,13 @@ T = TypeVar("T")
 
 
 def join(device: str) -> None:
-    """Become one of the processes that accelerate has started. Raises BakeoffError for a way of sharding that is not served."""
+    """Become one of the processes that accelerate has started. Raises BakeoffError where it was told to shard the weights."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true":
+            raise BakeoffError(f"{name}: a run has whole weights on each of its devices; launch it with --multi_gpu")
     from accelerate import PartialState
-    from accelerate.utils import DistributedType
 
-    kind = PartialState(cpu=device == "cpu").distributed_type
-    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise BakeoffError(f"{kind.value}: a run on several devices keeps whole weights on each; launch it with --multi_gpu")
+    PartialState(cpu=device == "cpu")
 
 
 def several() -> bool:

@@ -17,7 +17,7 @@ import torch
 from harness import devices, files, models
 from harness.comparison import RunConfig
 from harness.environment import environment
-from harness.errors import BUSY, INTERRUPTED, RUNS_FAILED, BakeoffError
+from harness.errors import BUSY, INTERRUPTED, MISSING, RUNS_FAILED, BakeoffError
 from harness.parse import validated
 from harness.run import Run
 from harness.tracker import NoTracker, WandbTracker
@@ -80,8 +80,15 @@ def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror
 
 def entered(folder: Path) -> NoReturn:
     """As one of the processes that `accelerate launch -m harness.worker runs/RUN` starts."""
-    config = validated(RunConfig, files.read_json(folder / "config.json"), str(folder / "config.json"))
-    devices.join(config.device)
+    path = folder / "config.json"
+    try:
+        if not path.is_file():
+            raise BakeoffError(f"{folder} is not a run: it has no config.json; bakeoff run writes it", MISSING)
+        config = validated(RunConfig, files.read_json(path), str(path))
+        devices.join(config.device)
+    except BakeoffError as error:
+        print(f"bakeoff: {error}", file=sys.stderr)
+        raise SystemExit(error.code) from None
     main(config, folder.resolve().parents[1], "", False)
 
 

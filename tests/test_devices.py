@@ -10,7 +10,7 @@ import torch
 from conftest import METHODS, bakeoff, config_of, environment, new_root, numbers, open_run
 from replay import replay
 
-from harness import devices, files, models
+from harness import devices, files, models, worker
 from harness.generate import generate
 from harness.pretrain import pretrain
 from harness.train import train
@@ -123,6 +123,18 @@ def test_a_comparison_on_two_devices_leaves_one_record_of_the_numbers_of_one(pre
     for row, other in zip(numbers(here), numbers(there), strict=True):
         assert row.keys() == other.keys()
         assert other == pytest.approx(row, abs=1e-4, nan_ok=True)
+
+
+def test_weights_that_are_sharded_and_a_folder_that_is_no_run_are_refused_in_a_line(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        worker.entered(tmp_path)
+    assert (end.value.code, capsys.readouterr().err.count("\n")) == (4, 1)
+    files.write_json(tmp_path / "config.json", asdict(config_of(tmp_path)))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SystemExit) as end:
+        worker.entered(tmp_path)
+    assert end.value.code == 2
+    assert "FSDP" in capsys.readouterr().err
 
 
 def test_devices_and_ray_together_are_refused_in_a_line(cli, tmp_path):

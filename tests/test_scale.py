@@ -71,6 +71,12 @@ def test_a_dry_run_shows_the_slice_alone_and_writes_nothing(cli, tmp_path):
     assert not (tmp_path / "root").exists()
 
 
+def test_a_root_that_is_a_url_is_refused_in_a_line(cli):
+    code, out, err = cli("run", SMOKE, "--dry-run", "--root", "s3://bucket/runs")
+    assert (code, out, err.count("\n")) == (USAGE, "", 1)
+    assert "s3:/bucket/runs" in err
+
+
 def test_three_hundred_runs_are_planned_in_less_than_two_seconds(cli, tmp_path):
     cli("run", SMOKE, "--dry-run", "--root", tmp_path)  # what is imported once
     seeds = list(range(11))
