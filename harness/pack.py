@@ -2,9 +2,12 @@
 
     NAME.jsonl.gz    a line for the comparison, then one for each of its runs that is done
 
+What several runs share, such as their base and their problems, is there once: the first line has all texts, and the others say
+of each file which of them it is; of an evaluation, which of them each of its columns is.
+
 Unpacked, these runs count as done, for `bakeoff report` and for `bakeoff run`: so a grid may be computed in pieces, on several
-days or machines. Left out are weights, the rollouts shown while training, and the text of all completions but those of the
-first problems.
+days or machines. Left out are weights, the rollouts shown while training, the completions behind a learning curve, and the
+prompts and completions of all problems but the first.
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ from harness.comparison import NAME, RunConfig
 from harness.errors import BakeoffError, meant
 from harness.parse import validated
 
-TEXTS = 20  # problems of each evaluation whose completions are kept
-KEPT = re.compile(r"(config|environment|card|base|drafts)\.json|(metrics|experts)\.jsonl|evals/\d{6}-[a-z0-9._-]+\.jsonl")
-TEXT = ("prompt", "completion", "answer", "expected", "reason")
+TEXTS = 20  # problems of each evaluation whose prompts and completions are kept
+KEPT = re.compile(
+    r"(config|environment|card|base|drafts|paradigm|lm_eval)\.json|(metrics|experts)\.jsonl|evals/\d{6}-[a-z0-9._-]+\.jsonl"
+)
+TEXT = ("prompt", "completion")
 
 
 def pack(name: str, root: Path, output: Path) -> int:
@@ -34,27 +39,52 @@ def pack(name: str, root: Path, output: Path) -> int:
         raise BakeoffError(f"no comparison named {name!r}{meant(name, known) or '; make one with bakeoff run SWEEP.toml'}")
     listed = (folder / "runs.txt").read_text(encoding="utf-8")
     done = [run for run in listed.split() if (root / "runs" / run / "DONE").exists()]
-    lines = [
-        {
-            "comparison": name,
-            "files": {path: (folder / path).read_text(encoding="utf-8") for path in ("comparison.toml", "runs.txt")},
-        },
-        *({"run": run, "files": dict(kept(root / "runs" / run))} for run in done),
-    ]
+    texts = dict[str, int]()  # each once, and its place
+
+    def place(text: str) -> int:
+        return texts.setdefault(text, len(texts))
+
+    runs = list[dict[str, Any]]()
+    for run in done:
+        found = {
+            path: place(said) if isinstance(said, str) else {k: place(v) for k, v in said.items()}
+            for path, said in kept(root / "runs" / run)
+        }
+        runs.append({"run": run, "files": found})
+    tables = {path: (folder / path).read_text(encoding="utf-8") for path in ("comparison.toml", "runs.txt")}
+    lines = [{"comparison": name, "files": tables, "texts": list(texts)}, *runs]
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(gzip.compress(files.jsonl(lines).encode(), mtime=0))
     return len(done)
 
 
-def kept(folder: Path) -> Iterator[tuple[str, str]]:
-    """The files of a run that are packed, and their text."""
-    for path in sorted(p for p in folder.rglob("*.json*") if p.is_file()):
+def kept(folder: Path) -> Iterator[tuple[str, str | dict[str, str]]]:
+    """The files of a run that are packed: their text, or that of each column.
+
+    Of evaluations those at the end, or the last on validation where there is no other.
+    """
+    measured = sorted((folder / "evals").glob("*.jsonl"))
+    at_the_end = [path for path in measured if not path.stem.endswith("-validation")] or measured[-1:]
+    for path in (*sorted(folder.glob("*.json*")), *at_the_end):
         if KEPT.fullmatch(name := str(path.relative_to(folder))):
-            yield name, files.jsonl(shortened(path)) if name.startswith("evals/") else path.read_text(encoding="utf-8")
+            yield name, columns(shortened(path)) if path in at_the_end else path.read_text(encoding="utf-8")
+
+
+def columns(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The values of each field, row by row."""
+    return {name: json.dumps([row[name] for row in rows], ensure_ascii=False) for name in (rows[0] if rows else ())}
+
+
+def restored(said: int | dict[str, int], texts: list[str]) -> str:
+    """The text of a file, from the place of it or of its columns."""
+    if not isinstance(said, dict):
+        return texts[said]
+    values = {name: json.loads(texts[at]) for name, at in said.items()}
+    return files.jsonl(dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
 
 
 def shortened(path: Path) -> list[dict[str, Any]]:
-    """The lines of an evaluation, without text but for the first problems."""
+    """The lines of an evaluation, without what was read and written but for the first problems."""
     rows = files.read_jsonl(path)
     first = set(list(dict.fromkeys(row["problem"] for row in rows))[:TEXTS])
     return [row if row["problem"] in first else {k: "" if k in TEXT else v for k, v in row.items()} for row in rows]
@@ -68,23 +98,25 @@ def unpack(packed: Path, root: Path) -> tuple[str, int]:
     try:
         lines = [json.loads(line) for line in gzip.decompress(packed.read_bytes()).splitlines()]
         first, *runs = lines
-        name, tables = str(first["comparison"]), dict[str, str](first["files"])
-        for line in runs:
-            config = validated(RunConfig, json.loads(line["files"]["config.json"]), str(packed))
-            if config.id != line["run"]:
-                raise BakeoffError(f"{packed}: {line['run']} is not the run that its config.json describes")
+        name, tables, texts = str(first["comparison"]), dict[str, str](first["files"]), list(map(str, first["texts"]))
         strange = [path for line in runs for path in line["files"] if not KEPT.fullmatch(path)]
         if strange or not NAME.fullmatch(name) or tables.keys() != {"comparison.toml", "runs.txt"}:
             raise BakeoffError(f"{packed}: not a packed comparison: {[*strange, name][0]!r} does not belong in one")
+        found = dict[str, dict[str, str]]()
+        for line in runs:
+            run, of_run = line["run"], {path: restored(said, texts) for path, said in line["files"].items()}
+            if validated(RunConfig, json.loads(of_run["config.json"]), str(packed)).id != run:
+                raise BakeoffError(f"{packed}: {run} is not the run that its config.json describes")
+            found[run] = of_run
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise BakeoffError(f"{packed}: not a packed comparison: {error!r}") from None
     for path, text in tables.items():
         files.write(root / "comparisons" / name / path, text)
-    missing = [line for line in runs if not (root / "runs" / line["run"] / "DONE").exists()]
-    for line in missing:
-        folder = root / "runs" / line["run"]
+    missing = [run for run in found if not (root / "runs" / run / "DONE").exists()]
+    for run in missing:
+        folder = root / "runs" / run
         with files.lock(folder / "lock", "running"):
-            for path, text in line["files"].items():
-                files.write(folder / path, text)
+            for path, content in found[run].items():
+                files.write(folder / path, content)
             files.write(folder / "DONE", "")
     return name, len(missing)

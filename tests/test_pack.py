@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import shutil
 
 import pytest
 from conftest import numbers, tree
 
 from harness import files
 from harness.errors import BakeoffError
-from harness.pack import TEXTS, pack, unpack
+from harness.pack import TEXT, TEXTS, kept, pack, unpack
 
 pytestmark = pytest.mark.slow  # they wait for the smoke comparison
 
@@ -52,6 +53,29 @@ def test_packing_again_gives_the_same_bytes_and_keeps_the_text_of_the_first_prob
         rows = files.read_jsonl(path)
         told = {row["problem"] for row in rows if row["prompt"]}
         assert len(told) == min(TEXTS, len({row["problem"] for row in rows}))
+
+
+def verdicts(path):
+    return [{k: v for k, v in row.items() if k not in TEXT} for row in files.read_jsonl(path)]
+
+
+def test_every_verdict_at_the_end_is_kept(smoke, packed, tmp_path):
+    unpack(packed, tmp_path / "root")
+    for folder in smoke.runs.values():
+        there = tmp_path / "root" / "runs" / folder.name / "evals"
+        at_the_end = sorted(path.name for path in (folder / "evals").iterdir() if "-validation" not in path.name)
+        assert sorted(path.name for path in there.iterdir()) == at_the_end
+        assert any(name.endswith("-test.jsonl") for name in at_the_end)
+        assert [verdicts(there / name) for name in at_the_end] == [verdicts(folder / "evals" / name) for name in at_the_end]
+
+
+def test_of_a_run_that_was_not_tested_the_last_verdicts_on_validation_are_kept(smoke, tmp_path):
+    evaluations = next(iter(smoke.runs.values())) / "evals"
+    (tmp_path / "evals").mkdir()
+    for path in evaluations.glob("*-validation.jsonl"):
+        for step in ("000000", "000007"):
+            shutil.copy(path, tmp_path / "evals" / f"{step}-validation.jsonl")
+    assert [name for name, _ in kept(tmp_path)] == ["evals/000007-validation.jsonl"]
 
 
 @pytest.mark.parametrize(
