@@ -28,7 +28,9 @@ def unpacked(request, tmp_path_factory):
     root, path = tmp_path_factory.mktemp(request.param), RESULTS / f"{request.param}.jsonl.gz"
     unpack(path, root)
     lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-    return load(root, request.param), {line["run"]: line["files"] for line in lines if "run" in line}
+    texts = lines[0]["texts"]
+    packed = {line["run"]: {path: texts[at] for path, at in line["files"].items() if isinstance(at, int)} for line in lines[1:]}
+    return load(root, request.param), packed
 
 
 def test_every_style_that_the_runs_fill_is_rendered_in_every_format(unpacked):
