@@ -1,6 +1,6 @@
 """What to search. A TOML file becomes a Search: for each method the options to draw, and how its trials are run and judged.
 
-It reads like a comparison. `search` in a method's table names options whose ranges the method declares, or gives ranges of its own
+It reads like a comparison. `search` in a method's table names options whose ranges the method declares, or gives ranges itself
 (harness/space.py); an option that has a value in the table too has it as its default, which the tuned one is held against. Every
 method has the same number of trials, under the same budget.
 """

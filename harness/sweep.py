@@ -1,6 +1,6 @@
 """Search: trials for every method, the best again on other seeds, and what they chose against the default on test problems.
 
-A trial is runs like any other, in runs/, that differ from the method's default in options and seed. Each stage begins when the one
+A trial is runs like any other, in runs/, that differ from the default in options and seed. Each stage begins when the one
 before it has ended for all methods; what is done is never done again.
 """
 

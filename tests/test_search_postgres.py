@@ -44,5 +44,5 @@ def server(tmp_path_factory):
 
 def test_two_processes_share_the_trials_of_a_database(server, tmp_path):
     file = tmp_path / "small.toml"
-    file.write_text(SEARCH.replace("trials = 3", "trials = 20"))
+    file.write_text(SEARCH.replace("trials = 3", "trials = 6"))
     shared_out(file, tmp_path / "root", server)
