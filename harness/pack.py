@@ -29,6 +29,7 @@ KEPT = re.compile(
     r"(config|environment|card|base|drafts|paradigm|lm_eval)\.json|(metrics|experts)\.jsonl|evals/\d{6}-[a-z0-9._-]+\.jsonl"
 )
 TEXT = ("prompt", "completion")
+TABLES = ("comparison.toml", "runs.txt", "claims.jsonl")  # of a comparison
 
 
 def pack(name: str, root: Path, output: Path) -> int:
@@ -51,7 +52,7 @@ def pack(name: str, root: Path, output: Path) -> int:
             for path, said in kept(root / "runs" / run)
         }
         runs.append({"run": run, "files": found})
-    tables = {path: (folder / path).read_text(encoding="utf-8") for path in ("comparison.toml", "runs.txt")}
+    tables = {path: (folder / path).read_text(encoding="utf-8") for path in TABLES if (folder / path).exists()}
     lines = [{"comparison": name, "files": tables, "texts": list(texts)}, *runs]
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(gzip.compress(files.jsonl(lines).encode(), mtime=0))
@@ -100,7 +101,7 @@ def unpack(packed: Path, root: Path) -> tuple[str, int]:
         first, *runs = lines
         name, tables, texts = str(first["comparison"]), dict[str, str](first["files"]), list(map(str, first["texts"]))
         strange = [path for line in runs for path in line["files"] if not KEPT.fullmatch(path)]
-        if strange or not NAME.fullmatch(name) or tables.keys() != {"comparison.toml", "runs.txt"}:
+        if strange or not NAME.fullmatch(name) or not tables.keys() <= set(TABLES):
             raise BakeoffError(f"{packed}: not a packed comparison: {[*strange, name][0]!r} does not belong in one")
         found = dict[str, dict[str, str]]()
         for line in runs:

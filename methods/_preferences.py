@@ -40,7 +40,7 @@ BINS = 5  # of predicted probability, for its calibration
 class LearnedReward:
     """The options of a method whose reward is a model fitted to preferences."""
 
-    share: Annotated[Share, Uniform(0.05, 0.5)] = 0.2  # of the budget, for preferences; the reward model costs about as much again
+    share: Annotated[Share, Uniform(0.05, 0.5)] = 0.2  # of the budget; the reward model costs as much again
     sets: Count = 32  # of preferences, drawn at a time
     group: Annotated[int, Field(ge=2), PowersOfTwo(2, 16)] = 8  # K completions a set
     noise: Share = 0.0  # of the annotator's rankings that are wrong

@@ -103,3 +103,11 @@ def test_what_is_not_there_or_not_packed_is_refused_in_one_line(tmp_path, cli):
     for args in (("unpack", tmp_path / "none.jsonl.gz"), ("unpack", tmp_path / "x.jsonl.gz"), ("pack", "nosuch")):
         code, out, err = cli(*args, "--root", tmp_path)
         assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_when_its_claims_were_written_down_is_kept_with_a_comparison(smoke, tmp_path):
+    shutil.copytree(smoke.root / "comparisons", tmp_path / "here" / "comparisons")
+    (tmp_path / "here" / "comparisons" / "smoke" / "claims.jsonl").write_text('{"digest": "d", "finished": 0}\n')
+    pack("smoke", tmp_path / "here", tmp_path / "smoke.jsonl.gz")
+    unpack(tmp_path / "smoke.jsonl.gz", tmp_path / "there")
+    assert files.read_jsonl(tmp_path / "there" / "comparisons" / "smoke" / "claims.jsonl") == [{"digest": "d", "finished": 0}]
