@@ -24,16 +24,23 @@ methods.sft = { method = "sft", lr = 3e-3, prompts = 16 }
 methods.more = { method = "sft", lr = 3e-3, prompts = 4, start = "sft" }
 """
 
+# its agents are told their ports: a node that waits for them to say which they took dies where they are slow
 CLUSTER = """
-import os, sys
+import os, socket, sys
+from contextlib import ExitStack
 os.environ["RAY_raylet_start_wait_time_s"] = "300"
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-node = cluster.add_node(num_cpus=1)
+AGENTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+def node():
+    with ExitStack() as held:
+        ports = [held.enter_context(socket.create_server(("", 0))).getsockname()[1] for _ in AGENTS]
+    return {"num_cpus": 1, "include_dashboard": False, **dict(zip(AGENTS, ports, strict=True))}
+cluster = Cluster(initialize_head=True, head_node_args=node())
+second = cluster.add_node(**node())
 print(cluster.address, flush=True)
 for line in sys.stdin:
     if line.strip() == "lose":
-        cluster.remove_node(node, allow_graceful=False)
+        cluster.remove_node(second, allow_graceful=False)
         print("lost", flush=True)
 cluster.shutdown()
 """
