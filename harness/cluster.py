@@ -5,6 +5,7 @@ A task whose node is lost is started again on another one, where the run continu
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ def on_ray(address: str | None, threads: int, device: str) -> tuple[Backend, int
     Raises BakeoffError if no cluster answers, or none of its nodes can take a run.
     """
     try:
-        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         why = str(error).strip().split("\n")[0].rstrip(".")
         raise BakeoffError(f"--address {address}: {why}; start a cluster with ray start --head", MISSING) from None
