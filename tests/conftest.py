@@ -1,12 +1,13 @@
 """What the tests of the harness share: a tiny base that is pretrained once, and the smoke comparison that is run once."""
 
+import gc
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "DATABASE_PASSWORD", "SOME_SECRET")
 SMOKE = REPOSITORY / "sweeps" / "smoke.toml"
 COMMAND = Path(sys.executable).with_name("bakeoff")
 SMALL = Evaluation(points=2, validation_problems=4, validation_samples=1, test_problems=0, ood_problems=0, other_tasks=())
+
+
+gc.disable()  # imports make half a million objects that stay: to look through them again and again takes seconds
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -70,20 +79,30 @@ def cli(monkeypatch, capsys):
     return call
 
 
-@pytest.fixture(scope="session")
-def pretrained(tmp_path_factory):
-    """A root that holds the smoke base and its teacher, and nothing else."""
+def new_bases(root, hurry=1):
+    """The smoke base and its teacher, in so many times fewer steps than their recipes say."""
     import torch
 
     from harness import models
     from harness.pretrain import pretrain
 
     torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("pretrained")
-    folder = models.location("smoke", root)
-    pretrain(models.presets()["smoke"], folder, lambda *_: None)
-    pretrain(models.presets()["smoke-teacher"], models.location("smoke-teacher", root), lambda *_: None, folder)
+    for name, start in (("smoke", None), ("smoke-teacher", models.location("smoke", root))):
+        recipe = models.presets()[name]
+        pretrain(replace(recipe, steps=recipe.steps // hurry), models.location(name, root), lambda *_: None, start)
     return root
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """A root that holds the smoke base and its teacher, and nothing else."""
+    return new_bases(tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.fixture(scope="session")
+def begun(tmp_path_factory):
+    """The same of bases that know hardly more than which characters there are, for what need not wait for more."""
+    return new_bases(tmp_path_factory.mktemp("begun"), hurry=10)
 
 
 def new_root(pretrained, folder):
@@ -105,8 +124,10 @@ def llama():
 
 
 @pytest.fixture
-def root(pretrained, tmp_path):
-    return new_root(pretrained, tmp_path / "root")
+def root(request, tmp_path):
+    """A root of the test's own with both bases; they have only begun to learn where the test is of the fast part."""
+    learned = request.getfixturevalue("pretrained" if request.node.get_closest_marker("slow") else "begun")
+    return new_root(learned, tmp_path / "root")
 
 
 @dataclass

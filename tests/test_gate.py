@@ -1,6 +1,8 @@
 """The regression gate: it fails where the whole interval says so, and nowhere else."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from synthetic import write_comparison
@@ -23,13 +25,19 @@ def scored(root, label, scores):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("gate")
+    write_comparison(root, arms=("base", "sft", "grpo"), seeds=3)
+    scored(root, "sft", [0.50, 0.52, 0.51])
+    scored(root, "grpo", [0.40, 0.41, 0.42])
+    scored(root, "base", [0.30, 0.50, 0.40])
+    return root
+
+
 @pytest.fixture
-def root(tmp_path):
-    write_comparison(tmp_path, arms=("base", "sft", "grpo"), seeds=3)
-    scored(tmp_path, "sft", [0.50, 0.52, 0.51])
-    scored(tmp_path, "grpo", [0.40, 0.41, 0.42])
-    scored(tmp_path, "base", [0.30, 0.50, 0.40])
-    return tmp_path
+def root(written, tmp_path):
+    return Path(shutil.copytree(written, tmp_path / "root"))
 
 
 @pytest.mark.parametrize(

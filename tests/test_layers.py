@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,14 @@ HEAVY = ("torch", "transformers", "wandb")
 HEAVY_AT_HELP = (*HEAVY, "pandas", "pydantic", "numpy", "scipy", "plotly")
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def imports(path: Path, module: str) -> Iterator[str]:
     """Dotted names that a file imports, wherever in it; `from a import b` is a.b."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -168,8 +168,8 @@ def test_settings_that_the_sampler_has_not_are_refused_by_name(settings, said):
         lm.generate_until(requests("generate_until", ("1+1=", {"until": [], **settings})))
 
 
-def test_the_random_state_is_what_it_was(pretrained):
-    policy, tokenizer = smoke(pretrained)
+def test_the_random_state_is_what_it_was(begun):
+    policy, tokenizer = smoke(begun)
     random.seed(3)
     np.random.seed(4)
     torch.manual_seed(5)
@@ -225,13 +225,13 @@ metric_list:
     return folder, rows
 
 
-def test_stock_tasks_over_a_local_file_run_offline(local, pretrained, monkeypatch):
+def test_stock_tasks_over_a_local_file_run_offline(local, begun, monkeypatch):
     def refuse(*_):
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     folder, rows = local
-    policy, tokenizer = smoke(pretrained)
+    policy, tokenizer = smoke(begun)
     lm = stock.Sampler(policy, tokenizer)
     found = stock.measure(policy, tokenizer, ["local_sums", "local_choice", "local_text"], include=folder)
 
@@ -339,9 +339,9 @@ def test_the_command_keeps_what_it_finds_of_a_run_and_adds_to_it(finished, local
     assert "kept in" not in out
 
 
-def test_what_cannot_be_evaluated_is_one_line_and_writes_nothing(pretrained, tmp_path, cli):
+def test_what_cannot_be_evaluated_is_one_line_and_writes_nothing(begun, tmp_path, cli):
     weightless = tmp_path / "runs" / "arithmetic-arm-smoke-s0-12345678"
-    config = config_of(pretrained, task="arithmetic")
+    config = config_of(begun, task="arithmetic")
     files.write_json(weightless / "config.json", asdict(config))
     for asked, said, expected in (
         ((weightless.name, "--tasks", "arithmetic"), "has no weights here", USAGE),
