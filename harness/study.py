@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import optuna
@@ -30,7 +30,7 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner, WilcoxonPruner
 from optuna.samplers import BaseSampler, GPSampler, GridSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -199,7 +199,7 @@ class StudyOf:
             if was is not None and (different := sorted(k for k in was | asked if was.get(k) != asked.get(k))):
                 raise BakeoffError(f"study {name}: {saying(different, was, asked)}; give the search another name")
         else:
-            directions = tuple(DIRECTIONS[objective] for objective in self.search.objectives)
+            directions: list[StudyDirection | Literal["maximize", "minimize"]] = [DIRECTIONS[o] for o in self.search.objectives]
             study = optuna.create_study(study_name=name, storage=storage, directions=directions, sampler=drawing, pruner=pruning)
         if "identity" not in study.user_attrs:
             study.set_user_attr("identity", asked)

@@ -198,7 +198,7 @@ class Sweep:
         first = self.search.objectives[0]
         confirmed = dict[str, dict[str, Any]]()
         for label, rows in best.items():
-            again = [
+            again: list[dict[str, Any]] = [
                 {
                     "trial": row["trial"],
                     "options": row["options"],

@@ -125,7 +125,11 @@ class Scale:
         if self.kind == "log_uniform":
             inside = [10.0**n for n in range(-9, 10) if self.low - 1e-9 <= n <= self.high + 1e-9]
             return tuple((self.place(x), f"{x:g}") for x in inside or self.values)
-        return tuple((self.place(x), tick(round(x, 9))) for x in ticks(*self.values, 4) if self.low <= x <= self.high + 1e-9)
+        return tuple(
+            (self.place(x), tick(round(x, 9)))
+            for x in ticks(self.values[0], self.values[-1], 4)
+            if self.low <= x <= self.high + 1e-9
+        )
 
     def said(self) -> str:
         if self.kind == "choice":
@@ -228,7 +232,7 @@ def _timeline(rows: Sequence[Mapping[str, Any]]) -> Timeline | None:
     for i, row in enumerate(ended):
         start, *again, end = (across.place((moment - first) / unit) for moment in moments[row["trial"]])
         said = f"{_said(row)}; {(moments[row['trial']][-1] - moments[row['trial']][0]) / 60:.1f} minutes"
-        state = {"fail": "failed"}.get(row["state"], row["state"])
+        state = "failed" if row["state"] == "fail" else str(row["state"])
         bars.append(Bar(start, max(0.3, end - start), 100 * i / len(ended), state, said, tuple(again)))
     return Timeline(tuple(bars), across.marks(), name)
 

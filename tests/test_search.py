@@ -48,9 +48,11 @@ file, root, url = sys.argv[1:]
 search = Search.load(Path(file))
 folder = Path(root) / "studies" / search.name
 study = StudyOf(search, "sft", {"a": 1}, open_storage(url or None, folder), folder)
+print("ready", flush=True)
+sys.stdin.readline()
 while claim := study.claim():
     print(claim.number, flush=True)
-    time.sleep(0.05)
+    time.sleep(0.2)
     with study.alone():
         study.tell(claim, TrialState.COMPLETE, [claim.drawn["lr"]], {}, {})
     claim.held.__exit__(None, None, None)
@@ -229,11 +231,23 @@ def test_a_storage_that_is_not_there_is_one_clear_line(cli, file, root, url, cod
 def workers(n, file, root, url=""):
     command = [sys.executable, "-c", WORKER, str(file), str(root), url]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=REPOSITORY) for _ in range(n)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    begun = [subprocess.Popen(command, env=environment, cwd=REPOSITORY, **pipes) for _ in range(n)]
+    for process in begun:
+        assert process.stdout.readline() == "ready\n"
+    for process in begun:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return begun
 
 
 def ended(search, folder, url=None):
-    return opened(search, folder, url).trials()
+    storage = open_storage(url, folder)
+    trials = StudyOf(search, "sft", {"a": 1}, storage, folder).trials()
+    if url:
+        storage.remove_session()
+        storage.engine.dispose()
+    return trials
 
 
 def shared_out(file, root, url=""):
@@ -250,7 +264,7 @@ def shared_out(file, root, url=""):
 
 
 def test_two_processes_share_the_trials_of_a_journal(file, tmp_path):
-    file.write_text(SEARCH.replace("trials = 3", "trials = 60"))
+    file.write_text(SEARCH.replace("trials = 3", "trials = 30"))
     shared_out(file, tmp_path / "root")
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,24 +26,22 @@ def run(program, *args):
 
 
 @pytest.fixture
-def server(tmp_path_factory):
+def server():
     """The URL of an empty database."""
     if not (PROGRAMS / "pg_ctl").exists():
         pytest.skip("PostgreSQL is not installed")
-    folder = tmp_path_factory.mktemp("postgres")
-    if OWNER:
-        shutil.chown(folder, OWNER)
-        for above in [folder, *folder.parents][:3]:
-            above.chmod(above.stat().st_mode | 0o011)
-    port = free_port()
-    run("initdb", "--pgdata", folder / "data", "--username", "bakeoff", "--auth", "trust", "--no-sync")
-    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
-    run("pg_ctl", "--pgdata", folder / "data", "--log", folder / "log", "--options", options, "--wait", "start")
-    yield f"postgresql://bakeoff@127.0.0.1:{port}/postgres"
-    run("pg_ctl", "--pgdata", folder / "data", "--mode", "immediate", "stop")
+    with tempfile.TemporaryDirectory(prefix="bakeoff-postgres-") as folder:  # pytest's own folder is closed to the server's user
+        if OWNER:
+            shutil.chown(folder, OWNER)
+        port, kept = free_port(), f"{folder}/data"
+        run("initdb", "--pgdata", kept, "--username", "bakeoff", "--auth", "trust", "--no-sync")
+        options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
+        run("pg_ctl", "--pgdata", kept, "--log", f"{folder}/log", "--options", options, "--wait", "start")
+        yield f"postgresql://bakeoff@127.0.0.1:{port}/postgres"
+        run("pg_ctl", "--pgdata", kept, "--mode", "immediate", "stop")
 
 
 def test_two_processes_share_the_trials_of_a_database(server, tmp_path):
     file = tmp_path / "small.toml"
-    file.write_text(SEARCH.replace("trials = 3", "trials = 6"))
+    file.write_text(SEARCH.replace("trials = 3", "trials = 12"))
     shared_out(file, tmp_path / "root", server)
