@@ -2,16 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fast check clean
+.PHONY: demo test fast scale check clean
 
 demo: .venv/installed
 	$(BIN)/bakeoff run sweeps/quickstart.toml
 
 test: .venv/developed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not scale"
 
 fast: .venv/developed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not scale"
+
+scale: .venv/developed
+	$(BIN)/python -m pytest -m scale
 
 check: .venv/developed
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ def replay(root, config, stored, folder):
     torch.set_num_threads(config.threads)
     run = Run(config, root, folder, NoTracker())
     rollouts = iter([Rollouts(**fields) for fields in torch.load(stored, weights_only=True)])
-    run.rollouts = lambda _problems, _group=1: next(rollouts)
+    run.rollouts = lambda _problems, group=1: next(rollouts)  # noqa: ARG005
     train(config.build(), run)
 
 

@@ -87,7 +87,7 @@ def losses(folder):
     return [row["loss"] for row in files.read_jsonl(folder / "metrics.jsonl") if "loss" in row]
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize("method", ["sft", "grpo"])
 def test_two_processes_have_the_first_twenty_losses_of_one_on_the_same_rollouts(method, tmp_path):
     pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'bakeoff[devices]'")
@@ -110,7 +110,7 @@ def test_two_processes_have_the_first_twenty_losses_of_one_on_the_same_rollouts(
     assert max(map(abs, first)) > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_a_comparison_on_two_devices_leaves_one_record_of_the_numbers_of_one(pretrained, tmp_path):
     pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'bakeoff[devices]'")
     one, two = (new_root(pretrained, tmp_path / name) for name in ("one", "two"))

@@ -77,6 +77,7 @@ def test_a_root_that_is_a_url_is_refused_in_a_line(cli):
     assert "s3:/bucket/runs" in err
 
 
+@pytest.mark.scale
 def test_three_hundred_runs_are_planned_in_less_than_two_seconds(cli, tmp_path):
     cli("run", SMOKE, "--dry-run", "--root", tmp_path)  # what is imported once
     seeds = list(range(11))
@@ -147,7 +148,7 @@ def test_the_spread_is_that_of_measured_pairs_of_arms_or_of_decoding_alone(tmp_p
     assert spread(other, measured(tmp_path))[1] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_slices_that_run_apart_leave_the_files_and_the_numbers_of_one_command(pretrained, tmp_path):
     whole, sliced = (new_root(pretrained, tmp_path / name) for name in ("whole", "sliced"))
     for root in (whole, sliced):

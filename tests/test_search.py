@@ -263,11 +263,13 @@ def shared_out(file, root, url=""):
     assert len({t.params["lr"] for t in trials}) == search.trials
 
 
+@pytest.mark.scale
 def test_two_processes_share_the_trials_of_a_journal(file, tmp_path):
     file.write_text(SEARCH.replace("trials = 3", "trials = 30"))
     shared_out(file, tmp_path / "root")
 
 
+@pytest.mark.scale
 def test_kills_at_any_moment_lose_no_trial_and_count_none_twice(file, tmp_path):
     file.write_text(SEARCH.replace("trials = 3", "trials = 40"))
     search, folder = Search.load(file), tmp_path / "root" / "studies" / "small"
@@ -304,7 +306,7 @@ def rows(root):
     return files.read_jsonl(root / "comparisons" / "small" / "trials.jsonl")
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_a_search_survives_the_kill_of_its_parent_and_of_a_worker(file, root, tmp_path):
     file.write_text(SEARCH.replace("steps = 2", "steps = 30"))
     first = start("sweep", file, "device=cpu", "--workers", 2, "--root", root, cwd=tmp_path)
@@ -356,7 +358,7 @@ def at_work(root):
     return [pid for pid in found if pid and os.path.exists(f"/proc/{pid}")]
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize("pruner", ["wilcoxon", "median"])
 def test_a_trial_that_is_pruned_spends_one_seed(file, root, tmp_path, pruner):
     text = SEARCH.replace("trials = 3", f'trials = 8\npruner = "{pruner}"\nsampler = "random"').replace("steps = 2", "steps = 6")

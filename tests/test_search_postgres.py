@@ -41,6 +41,7 @@ def server():
         run("pg_ctl", "--pgdata", kept, "--mode", "immediate", "stop")
 
 
+@pytest.mark.scale
 def test_two_processes_share_the_trials_of_a_database(server, tmp_path):
     file = tmp_path / "small.toml"
     file.write_text(SEARCH.replace("trials = 3", "trials = 12"))
