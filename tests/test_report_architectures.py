@@ -302,7 +302,7 @@ def test_a_browser_shows_the_panels_without_errors_or_sideways_scrolling(tmp_pat
         assert section.locator(".plot:visible .x-name").all_inner_texts() == ["pretraining steps", "experts masked"]
         section.locator(".area").first.hover(position={"x": 60, "y": 60})
         assert "pretraining steps" in section.locator(".tip:visible").inner_text()
-        section.locator("summary").first.click()
+        section.locator("details:not(.data) > summary").first.click()
         assert section.locator("table.values").first.is_visible()
         paper, full = (
             section.locator(f".legend rect >> nth={n}").evaluate("r => getComputedStyle(r).fillOpacity") for n in (3, 5)
