@@ -157,12 +157,15 @@ def alone(folder: Path) -> AbstractContextManager[None]:
 def proxied(host: str, port: int) -> BaseStorage:
     from optuna.storages import GrpcStorageProxy
 
-    with quiet():
-        storage = GrpcStorageProxy(host=host, port=port)
+    shown = f"--storage grpc://{host}:{port}"
     try:
+        with quiet():
+            storage = GrpcStorageProxy(host=host, port=port)
         storage.wait_server_ready(timeout=SERVER_SECONDS)
+    except ImportError as error:
+        raise BakeoffError(f"{shown}: needs {error.name}; pip install 'bakeoff[grpc]'", MISSING) from None
     except ConnectionError:
-        raise BakeoffError(f"--storage grpc://{host}:{port}: nobody answers", MISSING) from None
+        raise BakeoffError(f"{shown}: nobody answers", MISSING) from None
     return storage
 
 

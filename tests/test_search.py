@@ -8,8 +8,10 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from wsgiref.util import setup_testing_defaults
 
 import optuna
+import optuna_dashboard
 import pytest
 from optuna.trial import TrialState
 
@@ -216,10 +218,12 @@ def test_a_study_whose_runs_are_elsewhere_is_refused(file, tmp_path):
         ("postgresql://bakeoff:secret@127.0.0.1:1/none", MISSING, "refused"),
         ("sqlite:////no/such/folder/x.db", MISSING, "unable to open"),
         ("nonsense", USAGE, "--storage nonsense: not a URL of a database"),
+        ("grpc://127.0.0.1:1", MISSING, "--storage grpc://127.0.0.1:1: nobody answers"),
         ("nosuch://host/x", USAGE, "--storage nosuch://host/x: no such kind of database"),
     ],
 )
-def test_a_storage_that_is_not_there_is_one_clear_line(cli, file, root, url, code, said):
+def test_a_storage_that_is_not_there_is_one_clear_line(cli, file, root, monkeypatch, url, code, said):
+    monkeypatch.setattr("harness.study.SERVER_SECONDS", 1.0)
     status, out, err = cli("sweep", file, "--storage", url, "--root", root)
     assert (status, out) == (code, "")
     assert said in err
@@ -244,8 +248,8 @@ def workers(n, file, root, url=""):
 def ended(search, folder, url=None):
     storage = open_storage(url, folder)
     trials = StudyOf(search, "sft", {"a": 1}, storage, folder).trials()
-    if url:
-        storage.remove_session()
+    storage.remove_session()
+    if hasattr(storage, "engine"):
         storage.engine.dispose()
     return trials
 
@@ -358,16 +362,54 @@ def at_work(root):
     return [pid for pid in found if pid and os.path.exists(f"/proc/{pid}")]
 
 
+@pytest.mark.parametrize("pruner", ["wilcoxon", "median"])
+def test_a_pruner_gives_up_the_trial_that_is_behind_and_no_other(file, tmp_path, pruner):
+    study = opened(replace(Search.load(file), pruner=pruner, sampler="random", trials=20), tmp_path / "s")
+    each = 40 if pruner == "wilcoxon" else 1  # problems, or their mean
+
+    def tried(share):
+        claim = study.claim()
+        scores = [float(i < share * 40) for i in range(40)] if each == 40 else [share]
+        pruned = study.prune(claim, scores, 0)
+        study.tell(claim, TrialState.PRUNED if pruned else TrialState.COMPLETE, None if pruned else [share], {}, {})
+        claim.held.__exit__(None, None, None)
+        return pruned
+
+    assert not any(tried(share) for share in (0.5, 0.55, 0.6, 0.5, 0.6))
+    assert tried(0.1)
+    assert not tried(0.9)
+
+
 @pytest.mark.scale
 @pytest.mark.parametrize("pruner", ["wilcoxon", "median"])
-def test_a_trial_that_is_pruned_spends_one_seed(file, root, tmp_path, pruner):
-    text = SEARCH.replace("trials = 3", f'trials = 8\npruner = "{pruner}"\nsampler = "random"').replace("steps = 2", "steps = 6")
-    file.write_text(text.replace('search = ["lr", "beta"]', "search.lr = { log_uniform = [1e-6, 1e-1] }"))
+def test_a_trial_that_is_pruned_spends_one_seed_and_is_asked_about_after_it(cli, file, root, monkeypatch, pruner):
+    asked = []
+
+    def prune(_, claim, scores, step):
+        asked.append((claim.number, len(scores), step))
+        return claim.number % 2 == 0
+
+    monkeypatch.setattr(StudyOf, "prune", prune)
+    file.write_text(SEARCH.replace("trials = 3", f'trials = 4\npruner = "{pruner}"'))
+    code, _, err = cli("sweep", file, "device=cpu", "--workers", 2, "--root", root)
+    assert code == 0, err
+    assert sorted(asked) == [(number, 8 if pruner == "wilcoxon" else 1, 0) for number in range(4)]
+    states = {row["trial"]: (row["state"], len(row["seeds"]), len(row["runs"])) for row in rows(root)}
+    assert states == {n: ("pruned", 1, 1) if n % 2 == 0 else ("complete", 2, 2) for n in range(4)}
+
+
+@pytest.mark.scale
+def test_of_two_objectives_the_trials_on_the_front_are_run_again(file, root, tmp_path):
+    asked = 'trials = 6\nsampler = "nsga2"\nobjectives = ["reward", "kl"]\nconstraints = { kl = 5.0 }'
+    file.write_text(SEARCH.replace("trials = 3", asked))
     done = bakeoff("sweep", file, "device=cpu", "--workers", 2, "--root", root, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for row in rows(root):
-        assert len(row["seeds"]) == (1 if row["state"] == "pruned" else 2)
-        assert row["state"] in ("complete", "pruned")
+    found = [(row["means"]["reward"], -row["means"]["kl"], row["trial"]) for row in rows(root)]
+    beaten = {c for a, b, c in found for x, y, _ in found if x >= a and y >= b and (x, y) != (a, b)}
+    summary = json.loads((root / "comparisons" / "small" / "search.json").read_text())
+    again = [one["trial"] for one in summary["studies"]["sft"]["again"]]
+    front = [c for *_, c in sorted(found, key=lambda one: (-one[0], one[2])) if c not in beaten]
+    assert again == front[:3]
 
 
 def test_optuna_is_asked_for_by_name_where_it_is_missing(cli, file, monkeypatch):
@@ -375,6 +417,25 @@ def test_optuna_is_asked_for_by_name_where_it_is_missing(cli, file, monkeypatch)
     code, _, err = cli("sweep", file)
     assert code == MISSING
     assert "pip install 'bakeoff[optuna]'" in err
+
+
+def test_a_proxy_is_asked_for_by_name_where_its_library_is_missing(cli, file, root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    code, _, err = cli("sweep", file, "--storage", "grpc://127.0.0.1:1", "--root", root)
+    assert code == MISSING
+    assert err.endswith("--storage grpc://127.0.0.1:1: needs grpc; pip install 'bakeoff[grpc]'\n")
+
+
+def test_the_dashboard_shows_the_trials_of_a_journal(file, tmp_path):
+    told(opened(Search.load(file), tmp_path / "s"))
+    app = optuna_dashboard.wsgi(open_storage(None, tmp_path / "s"))
+    environ = {"PATH_INFO": "/api/studies/0"}
+    setup_testing_defaults(environ)
+    said = []
+    shown = json.loads(b"".join(app(environ, lambda status, *_: said.append(status))))
+    assert said == ["200 OK"]
+    assert shown["name"] == "small/sft"
+    assert [(trial["state"], trial["values"]) for trial in shown["trials"]] == [("Complete", [0.5])]
 
 
 def test_the_journal_is_one_that_optuna_reads(file, tmp_path):

@@ -1,9 +1,10 @@
-"""Two processes on one study in PostgreSQL, which this test starts in a folder of its own."""
+"""Two processes on one study in PostgreSQL, and behind a gRPC proxy; each test starts the server that it asks."""
 
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -46,3 +47,28 @@ def test_two_processes_share_the_trials_of_a_database(server, tmp_path):
     file = tmp_path / "small.toml"
     file.write_text(SEARCH.replace("trials = 3", "trials = 12"))
     shared_out(file, tmp_path / "root", server)
+
+
+SERVE = """
+import sys, warnings
+import optuna
+from optuna.storages import run_grpc_proxy_server
+warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+run_grpc_proxy_server(optuna.storages.RDBStorage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def proxy(tmp_path):
+    """The address of a proxy before an empty SQLite file."""
+    port = free_port()
+    with subprocess.Popen([sys.executable, "-c", SERVE, f"sqlite:///{tmp_path}/trials.db", str(port)]) as process:
+        yield f"grpc://127.0.0.1:{port}"
+        process.terminate()
+
+
+@pytest.mark.scale
+def test_two_processes_share_the_trials_behind_a_proxy(proxy, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(SEARCH.replace("trials = 3", "trials = 12"))
+    shared_out(file, tmp_path / "root", proxy)
