@@ -1,7 +1,7 @@
 """The time to read the directories of 1,000 runs and to write their HTML report.
 
-The runs are made up, in the files and sizes of real ones: 10 arms on 2 tasks and 2 models, as many seeds as it takes; 100
-steps with an evaluation every 20, and 1,500 judged completions of the test split. Each rendering is timed in a process of
+The runs are made up, in the files and sizes of real ones: 10 arms on 2 tasks and 2 models, as many seeds as it takes; 200
+steps with an evaluation every 40, and 1,500 judged completions of the test split. Each rendering is timed in a process of
 its own, from the first file that is read to the page on disk; starting Python and importing are not counted.
 
 ratio  the target of 30 seconds over the time it takes
@@ -25,7 +25,7 @@ from benchmarks import _side_by_side as side
 TARGET = 30.0  # seconds
 NAME = "many"
 TASKS, MODELS = ("arithmetic", "knights"), ("dense", "teacher")
-STEPS, EVERY, PROBLEMS, SAMPLES = 100, 20, 500, 2
+STEPS, EVERY, PROBLEMS, SAMPLES = 200, 40, 500, 2
 BASE = 0.25  # pass@1 of the base
 ARMS = {  # label: method, what it gains
     "base": ("base", 0.0),
