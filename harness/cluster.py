@@ -20,6 +20,7 @@ from harness.comparison import RunConfig
 from harness.errors import INTERRUPTED, MISSING, RUNS_FAILED, BakeoffError
 from harness.launch import POLL_SECONDS, Backend, Job, Start, fail, forked
 
+ANSWER_SECONDS = 20.0  # that a cluster may take
 RETRIES = 3  # of a run, after its node or the process on it was lost
 
 
@@ -28,9 +29,12 @@ def on_ray(address: str | None, threads: int, device: str) -> tuple[Backend, int
 
     Raises BakeoffError if no cluster answers, or none of its nodes can take a run.
     """
+    host, _, port = (address or "").rpartition(":")
     try:
+        if port.isdecimal() and "/" not in host:  # ray.init() would ask for minutes
+            socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
         ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         why = str(error).strip().split("\n")[0].rstrip(".")
         raise BakeoffError(f"--address {address}: {why}; start a cluster with ray start --head", MISSING) from None
     needs = {"CPU": threads} | ({"GPU": 1} if device == "cuda" else {})
