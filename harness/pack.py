@@ -29,7 +29,7 @@ KEPT = re.compile(
     r"(config|environment|card|base|drafts|paradigm|lm_eval)\.json|(metrics|experts)\.jsonl|evals/\d{6}-[a-z0-9._-]+\.jsonl"
 )
 TEXT = ("prompt", "completion")
-TABLES = ("comparison.toml", "runs.txt", "claims.jsonl")  # of a comparison
+TABLES = ("comparison.toml", "runs.txt", "claims.jsonl", "search.json", "trials.jsonl")  # of a comparison
 
 
 def pack(name: str, root: Path, output: Path) -> int:

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from synthetic import write_comparison
 
+from harness.pack import pack, unpack
 from reports.html import render
 from reports.load import ReportError, load
 from reports.search import Scale, search
@@ -183,6 +184,15 @@ def test_the_page_has_the_panels_and_of_few_trials_says_that_importances_are_mis
         assert words in page, words
     assert "Importances need 30 complete trials" in page
     assert "grpo has diverged" in page
+
+
+def test_a_search_is_packed_with_its_comparison(tmp_path):
+    folder = write_search(tmp_path, [trial(0, 0.3), trial(1, 0.4)])
+    (folder / "runs.txt").write_text("")
+    pack("demo", tmp_path, tmp_path / "demo.jsonl.gz")
+    unpack(tmp_path / "demo.jsonl.gz", tmp_path / "there")
+    for name in ("search.json", "trials.jsonl"):
+        assert (tmp_path / "there" / "comparisons" / "demo" / name).read_text() == (folder / name).read_text()
 
 
 def test_trials_that_all_score_the_same_are_drawn(tmp_path):
