@@ -80,7 +80,8 @@ def run(
 
     The same command again does nothing that is done, and continues what was interrupted. Ctrl-C saves and stops.
     """
-    from harness.comparison import Comparison, resolve_device
+    from harness import files
+    from harness.comparison import Comparison, read_table, resolve_device
     from harness.launch import forked, launch
     from harness.shard import Shard
 
@@ -120,7 +121,7 @@ def run(
 
         start = accelerated(devices)
         at_once = max(1, at_once // devices)
-    source = sweep.read_text(encoding="utf-8")
+    source = files.toml(read_table(sweep, overrides)) if overrides else sweep.read_text(encoding="utf-8")
     runs, outcome = launch(comparison, root, source, command, at_once, fresh, wandb, part, start)
     if outcome.interrupted:
         left = len(runs) - len(outcome.done) - len(outcome.failed)

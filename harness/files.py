@@ -6,13 +6,14 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness.errors import BakeoffError
 
@@ -38,6 +39,28 @@ def read_json(path: Path) -> Any:
 
 def jsonl(rows: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
+    """Values and tables of them as TOML; what is None is left out."""
+    text = "".join(f"{_key(k)} = {_inline(v)}\n" for k, v in table.items() if v is not None and not isinstance(v, Mapping))
+    for k, inner in table.items():
+        if isinstance(inner, Mapping):
+            text += f"\n[{'.'.join((*path, _key(k)))}]\n" + toml(cast(Mapping[str, Any], inner), (*path, _key(k)))
+    return text
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inner = cast(Mapping[str, Any], value)
+        return "{ " + ", ".join(f"{_key(k)} = {_inline(v)}" for k, v in inner.items() if v is not None) + " }"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, cast(list[Any], value)))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -197,12 +197,15 @@ def launch(
 ) -> tuple[list[RunConfig], Outcome]:
     """Write down what is asked, all of it, then run every run of the shard that is not done; those are returned.
 
+    source   the comparison as TOML, overrides applied: what reports and claims read
+
     Raises BakeoffError if another process is at it.
     """
     asked = comparison.runs(root)
     runs = shard.of_runs(asked)
     folder = root / "comparisons" / comparison.name
     with files.lock(folder / shard.lock, "running this comparison"), display() as show:
+        finished = sum(is_done(root, run) for run in asked)
         if fresh:
             forget([root / "runs" / run.id for run in runs])
         files.write(folder / "comparison.toml", f"{source.rstrip()}\n\n# asked by: {json.dumps(command)}\n")
@@ -210,7 +213,7 @@ def launch(
         for run in asked:
             files.write_json(root / "runs" / run.id / "config.json", asdict(run))
         if comparison.claims:
-            register(folder, tomllib.loads(source), sum(is_done(root, run) for run in asked))
+            register(folder, tomllib.loads(source), finished)
         outcome = Outcome(done=[run.id for run in runs if is_done(root, run)])
         missing = [run for run in runs if run.id not in outcome.done]
         of = f" ({len(runs)} of {len(asked)} runs)" if len(runs) < len(asked) else ""

@@ -6,7 +6,6 @@ before it has ended for all methods; what is done is never done again.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -234,7 +233,7 @@ class Sweep:
         }
         files.write_json(self.kept / "search.json", summary)
         comparison = self.search.comparison(self.search.name, methods, self.search.report_seeds, self.search.evaluation)
-        source = toml({k: v for k, v in asdict(comparison).items() if k not in ("bases", "claims", "base_per_seed")})
+        source = files.toml({k: v for k, v in asdict(comparison).items() if k not in ("bases", "claims", "base_per_seed")})
         return launch.launch(comparison, self.root, source, command, self.workers, False, False, Shard())[1]
 
     def summary(self, label: str, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,15 +290,3 @@ def cost(folder: Path) -> dict[str, float]:
         "flops": last.get("budget/flops", 0.0),
         "seconds": last.get("budget/seconds", 0.0) + last.get("budget/eval_seconds", 0.0),
     }
-
-
-def toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
-    """Values and tables of them as TOML; what is None is left out."""
-    lines = [
-        f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in table.items() if v is not None and not isinstance(v, Mapping)
-    ]
-    text = "".join(f"{line}\n" for line in lines)
-    for key, inner in table.items():
-        if isinstance(inner, Mapping):
-            text += f"\n[{'.'.join((*path, json.dumps(key)))}]\n" + toml(inner, (*path, json.dumps(key)))
-    return text

@@ -27,7 +27,7 @@ from pydantic import ConfigDict
 
 from harness.parse import validated
 from harness.register import digest
-from reports.evidence import NotTestable, Statistic, statistic
+from reports.evidence import NotTestable, Statistic, statistic, unfinished
 from reports.finding import ENOUGH_SEEDS
 from reports.load import Comparison
 from reports.stats import Interval, holm_confidence, t_interval, t_test
@@ -35,6 +35,8 @@ from reports.stats import Interval, holm_confidence, t_interval, t_test
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE", "NOT TESTABLE"]
 
 STRICT = ConfigDict(extra="forbid")
+SAMPLED = ("test/", "eval/", "ood/", "other/")
+VERDICT_SEEDS = 8  # from which a verdict stands without a remark on their number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +192,13 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
     return [
         Verdict(name, claim.text, claim.source, "NOT TESTABLE", missing[name], (), claim.number, registered)
         if name in missing
-        else _verdict(name, claim, [(measured[name, i], confidence[name, i]) for i in range(len(claim.parts))], registered)
+        else _verdict(
+            name,
+            claim,
+            [(measured[name, i], confidence[name, i]) for i in range(len(claim.parts))],
+            registered,
+            unfinished(comparison, [arm for part in claim.parts for arm in (*part.arms, *part.others)]),
+        )
         for name, claim in claims.items()
     ]
 
@@ -206,7 +214,7 @@ def _require(comparison: Comparison, requirement: Requirement) -> None:
         raise NotTestable(f"{requirement.because}: {requirement.metric} of {requirement.arm} is {mean:.3g}, must be {bound}")
 
 
-def _verdict(name: str, claim: Claim, measured: list[tuple[list[float], float]], registered: str) -> Verdict:
+def _verdict(name: str, claim: Claim, measured: list[tuple[list[float], float]], registered: str, lost: int) -> Verdict:
     findings: list[Finding] = []
     for part, (values, confidence) in zip(claim.parts, measured, strict=True):
         interval = t_interval(values, confidence)
@@ -214,8 +222,15 @@ def _verdict(name: str, claim: Claim, measured: list[tuple[list[float], float]],
     outcomes = {finding.outcome for finding in findings}
     verdict: Outcome = "FAIL" if "FAIL" in outcomes else "PASS" if outcomes == {"PASS"} else "INCONCLUSIVE"
     seeds = min(finding.interval.n for finding in findings)
-    few = [f"preliminary: {seeds} seeds"] if seeds < ENOUGH_SEEDS else []
-    note = "; ".join([*few, *([claim.caveat] if claim.caveat else [])])
+    notes: list[str] = []
+    if seeds < VERDICT_SEEDS:
+        notes.append(f"preliminary: {seeds} seeds" if seeds < ENOUGH_SEEDS else f"{seeds} seeds, fewer than {VERDICT_SEEDS}")
+    if lost:
+        notes.append(f"{lost} run{'s' * (lost != 1)} of its arms failed or {'are' if lost != 1 else 'is'} to go, and left out")
+    scores = [f.interval for f, part in zip(findings, claim.parts, strict=True) if part.metric.startswith(SAMPLED)]
+    if any(interval.low == interval.high for interval in scores):
+        notes.append("no spread over seeds: an interval without width is not certainty")
+    note = "; ".join([*notes, *([claim.caveat] if claim.caveat else [])])
     reason = "; ".join([*(said(finding) for finding in findings if finding.outcome == verdict), *([note] if note else [])])
     return Verdict(name, claim.text, claim.source, verdict, reason, tuple(findings), claim.number, registered, note)
 

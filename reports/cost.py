@@ -105,7 +105,7 @@ def costs(frame: Any, runs: Sequence[Run], looks: Mapping[str, Look]) -> Cost | 
     if not prices:
         return None
     edges = [v for s in scores.values() for v in (s.mean, s.low, s.high) if isfinite(v)]
-    y = [mark for mark in ticks(max(0.0, min(edges)), min(1.0, max(edges))) if mark <= 1 + 1e-9]
+    y = [mark for mark in ticks(min(0.9, max(0.0, min(edges))), min(1.0, max(edges))) if mark <= 1 + 1e-9]
     plots = tuple(
         _scatter(axis, {label: (cost, scores[label]) for label, cost in paid.items()}, looks, y) for axis, paid in prices.items()
     )

@@ -179,6 +179,7 @@ def _base(runs: Sequence[Run], column: str) -> list[float]:
 
 def _y_axis(quantity: Quantity, values: Sequence[float]) -> list[float]:
     low, high = max(min(values), quantity.least), max(values)
+    low = min(low, 0.9) if quantity.whole else low
     y = ticks(min(0.0, low) if quantity.from_zero else low, high)
     return [mark for mark in y if mark < 1 - 1e-9] + [1.0] if quantity.whole and y[-1] > 1 else y
 

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, log2, sqrt
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from reports.load import HEADLINE, Comparison, Run, read_json
+from reports.load import Comparison, ReportError, Run, read_json
 from reports.stats import envelope_area, maj_at_k, pass_at_k
 
 Statistic = Literal["value", "difference", "ratio", "late", "slope", "drop", "peak", "interaction", "frontier"]
 Arms = tuple[str, ...]
 Seeds = dict[int, float]
+T = TypeVar("T")
 
 
 class NotTestable(Exception):
@@ -32,24 +33,49 @@ class NotTestable(Exception):
 
 
 def statistic(comparison: Comparison, name: Statistic, metric: str, arms: Arms, against: Arms) -> Seeds:
-    """One value a seed. Raises NotTestable naming the arm or the column that is missing."""
-    return STATISTICS[name](comparison, metric, arms, against)
+    """One value a seed; one a base, where seeds that share a base could not differ. Raises NotTestable naming what is missing."""
+    found = STATISTICS[name](comparison, metric, arms, against)
+    runs = [run for selector in (*arms, *against) for of_seed in chosen(comparison, selector).values() for run in of_seed]
+    if not all(settled(run, metric) for run in runs):
+        return found
+    bases = {run.seed: tuple(str(other.config.get("base")) for other in runs if other.seed == run.seed) for run in runs}
+    return {seed: found[seed] for seed in {bases[seed]: seed for seed in sorted(found, reverse=True)}.values()}
 
 
-def chosen(comparison: Comparison, selector: str) -> dict[int, list[Run]]:
-    """The finished runs of an arm, by seed: LABEL, LABEL@MODEL, LABEL/TASK or LABEL@MODEL/TASK."""
+def settled(run: Run, metric: str) -> bool:
+    """Whether a run's base decides what it measures: its facts, and of an arm that does not train whatever is not sampled."""
+    untrained = "step" in run.metrics and run.metrics["step"].max() == 0
+    return all(
+        part.startswith("base/") or (untrained and (part.startswith("drafts/") or part.endswith("/greedy")))
+        for part in metric.split(" / ")
+    )
+
+
+def unfinished(comparison: Comparison, selectors: Sequence[str]) -> int:
+    """How many runs of these arms have failed or are to go."""
+    return len({run.id for selector in selectors for run in asked(comparison, selector) if not run.done})
+
+
+def asked(comparison: Comparison, selector: str) -> list[Run]:
+    """All runs of an arm: LABEL, LABEL@MODEL, LABEL/TASK or LABEL@MODEL/TASK."""
     rest, _, task = selector.partition("/")
     label, _, model = rest.partition("@")
-    asked = [
+    found = [
         run
         for run in comparison.runs
         if run.label == label and (not model or run.model == model) and (not task or run.task == task)
     ]
-    if not asked:
+    if not found:
         raise NotTestable(f"the comparison has no arm {selector}")
-    cells = {(run.task, run.model) for run in asked}
+    return found
+
+
+def chosen(comparison: Comparison, selector: str) -> dict[int, list[Run]]:
+    """The finished runs of an arm, by seed."""
+    runs = asked(comparison, selector)
+    cells = {(run.task, run.model) for run in runs}
     found: dict[int, list[Run]] = {}
-    for run in asked:
+    for run in runs:
         if run.done and run.seed is not None:
             found.setdefault(run.seed, []).append(run)
     whole = {seed: runs for seed, runs in found.items() if len(runs) == len(cells)}
@@ -71,28 +97,37 @@ def values(comparison: Comparison, metric: str, selector: str) -> Seeds:
 
 
 def measured(run: Run, metric: str) -> float:
-    """One number of a finished run, nan if it has none."""
+    """One number of a finished run, nan if it has none. Raises NotTestable for a file that cannot be read."""
     if " / " in metric:
         top, bottom = (measured(run, part) for part in metric.split(" / ", 1))
         return top / bottom if bottom else float("nan")
     place, _, name = metric.partition("/")
     if place in ("base", "drafts"):
         path = run.directory / f"{place}.json"
-        facts: Any = read_json(path) if path.exists() else {}
+        facts: Any = readable(lambda: read_json(path), run) if path.exists() else {}
         facts = facts.get(run.task, {}) if place == "drafts" else facts
         for part in name.split("/"):
             facts = facts.get(part) if isinstance(facts, Mapping) else None
         return float(facts) if isinstance(facts, int | float) else float("nan")
     kind, at, k = name.partition("@")
-    if at and k.isdigit() and kind in ("pass", "maj") and metric != HEADLINE:
-        return _attempts(run, place, kind, int(k))
-    return run.final(metric)
+    logged = run.final(metric)
+    if not isfinite(logged) and at and k.isdigit() and kind in ("pass", "maj"):
+        return _attempts(run, {"eval": "validation", "test": run.split}.get(place, place), kind, int(k))
+    return logged
+
+
+def readable(read: Callable[[], T], run: Run) -> T:
+    """What a file says. Raises NotTestable naming the run where it is half a file."""
+    try:
+        return read()
+    except ReportError as error:
+        raise NotTestable(f"{run.id}: {error.problem}") from None
 
 
 def _attempts(run: Run, split: str, kind: str, k: int) -> float:
     """Mean pass@k or maj@k over the problems of an evaluation, nan if a problem has fewer samples."""
     problems: dict[str, list[Mapping[str, Any]]] = {}
-    for row in run.evaluation(split):
+    for row in readable(lambda: run.evaluation(split), run):
         if not row.get("greedy"):
             problems.setdefault(str(row["problem"]), []).append(row)
     if not problems or min(map(len, problems.values())) < k:
@@ -136,12 +171,15 @@ def _interaction(comparison: Comparison, metric: str, arms: Arms, against: Arms)
 
 
 def curve(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the run's FLOPs at each measurement, and what was measured."""
+    """Share of what the run has spent of its budget at each measurement, and what was measured."""
     if metric not in run.metrics:
         raise NotTestable(f"{run.label} has no curve of {metric}")
-    rows = run.metrics[["budget/flops", metric]].dropna()
-    flops, measured_N = (np.asarray(rows[column], dtype=float) for column in ("budget/flops", metric))
-    return flops / max(flops[-1], 1.0) if len(flops) else flops, measured_N
+    limits: Mapping[str, Any] = run.config.get("budget") or {}
+    unit = next((name for name in limits if limits[name] is not None), "flops")
+    column = "step" if unit == "steps" else f"budget/{unit}"
+    rows = run.metrics[[column, metric]].dropna()
+    spent, measured_N = (np.asarray(rows[name], dtype=float) for name in (column, metric))
+    return spent / max(spent[-1], 1.0) if len(spent) else spent, measured_N
 
 
 def curves(comparison: Comparison, metric: str, selector: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -217,7 +255,8 @@ def _frontier(comparison: Comparison, metric: str, arms: Arms, against: Arms) ->
         return found
 
     ours, theirs = points(arms), points(against)
-    return {seed: envelope_area(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())}
+    whole = set[int].intersection(*(set(chosen(comparison, selector)) for selector in (*arms, *against)))
+    return {seed: envelope_area(ours[seed], theirs[seed]) for seed in sorted(whole)}
 
 
 STATISTICS: Mapping[Statistic, Callable[[Comparison, str, Arms, Arms], Seeds]] = {

@@ -48,6 +48,7 @@ class Decision:
     model: str
     difference: Interval
     failed: bool
+    lost: int = 0  # runs of its arms that failed or are to go
 
     @property
     def text(self) -> str:
@@ -57,7 +58,11 @@ class Decision:
             said = f"difference {d.mean:+.4g}, 95% CI {d.low:+.4g} to {d.high:+.4g}, {d.n} seeds"
         else:
             said = f"{d.n} seeds in common, too few for an interval"
-        verdict = "FAILED, the interval says so" if self.failed else "passed, the interval does not say so"
+        if self.lost:
+            said += f", {self.lost} run{'s' * (self.lost != 1)} failed or to go"
+        verdict = "passed, the interval does not say so"
+        if self.failed:
+            verdict = "FAILED, " + ("the interval says so" if isfinite(d.low) else "it cannot be checked")
         return f"gate {self.gate.text} · {self.task} · {self.model}: {verdict} ({said})"
 
 
@@ -116,9 +121,12 @@ def _difference(gate: Gate, runs: Sequence[Run]) -> Interval:
 
 
 def decide(gate: Gate, comparison: Comparison) -> list[Decision]:
-    """One decision for each task and model."""
+    """One decision for each task and model; where runs are missing and the rest gives no interval, the gate does not pass."""
     decisions: list[Decision] = []
     for task, model in comparison.sections:
-        difference = _difference(gate, comparison.of(task, model))
-        decisions.append(Decision(gate, task, model, difference, gate.holds(difference)))
+        runs = comparison.of(task, model)
+        difference = _difference(gate, runs)
+        lost = sum(run.label in (gate.left.arm, gate.right.arm) and not run.done for run in runs)
+        unknown = lost > 0 and not isfinite(difference.low)
+        decisions.append(Decision(gate, task, model, difference, unknown or gate.holds(difference), lost))
     return decisions

@@ -80,6 +80,19 @@ class Section:
         return bool(self.board.frame["forgetting"].notna().any())
 
     @property
+    def seeds(self) -> str:
+        """`5 finished seeds`, of the arms that have any."""
+        return numbers.span([len(row["scores"]) for row in self.board.frame.to_dict("records") if row["scores"]], "finished seed")
+
+    @property
+    def asked(self) -> str:
+        """`400 problems × 2 samples, 5 finished seeds`"""
+        told = [run.config.get("evaluation", {}) for run in self.runs if run.done]
+        sizes = [[t[name] for t in told if name in t] for name in (f"{self.board.split}_problems", f"{self.board.split}_samples")]
+        of = [numbers.span(found, what) for found, what in zip(sizes, ("problem", "sample"), strict=True) if found]
+        return ", ".join([" × ".join(of), self.seeds] if of else [self.seeds])
+
+    @property
     def scores(self) -> Data:
         """Every seed's score."""
         rows = [(row["arm"], seed, score) for row in self.board.frame.to_dict("records") for seed, score in row["scores"].items()]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from reports.leaderboard import Board
 from reports.load import Comparison
-from reports.numbers import percent, said_seeds
+from reports.numbers import percent, points, said_seeds
 from reports.tally import Tally
 
 
@@ -26,6 +26,14 @@ def _of_board(board: Board, several: bool) -> list[str]:
             found.append(
                 f"All {len(scores)} seeds of {row['arm']} score exactly {percent(row['pass@1'])}%{where}: its interval has no "
                 "width because nothing varied, not because nothing could."
+            )
+        gains = (
+            {round(scores[seed] - base["scores"][seed], 12) for seed in scores.keys() & base["scores"].keys()} if base else set()
+        )
+        if base and row is not base and len(scores) > 1 and len(gains) == 1 and len(set(scores.values())) > 1:
+            found.append(
+                f"{row['arm']} gains exactly {points(gains.pop())} points over the base on every seed{where}: the interval of "
+                "its gain has no width by chance, which is no certainty."
             )
         if base and scores and base["scores"] and scores.keys() - base["scores"].keys():
             alone = sorted(scores.keys() - base["scores"].keys())

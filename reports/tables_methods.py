@@ -20,7 +20,7 @@ SPENT = {
     "peak_bytes": "peak bytes",
 }
 TERA, MILLION = 1e12, 1e6
-LEFT_OUT = "\0"  # in place of an answer that packed results do not keep
+LEFT_OUT = "\0"  # in place of an answer that is not there
 
 
 def _place(task: str, model: str) -> str:
@@ -222,7 +222,7 @@ def _drawn(run: Run) -> list[list[Sample]]:
     found: dict[str, list[Sample]] = {}
     for row in run.evaluation(run.split):
         if not row.get("greedy"):
-            answer = row.get("answer") if row.get("prompt") else LEFT_OUT
+            answer = row.get("answer", LEFT_OUT)
             found.setdefault(str(row.get("problem")), []).append((row.get("reward") == 1.0, answer))
     return list(found.values())
 
@@ -237,7 +237,7 @@ def _at(
     """The t interval over seeds of the mean over problems."""
     known = [drawn[run.id] for run in runs if drawn.get(run.id)]
     if name == "maj" and any(answer == LEFT_OUT for found in known for samples in found for _, answer in samples):
-        return Cell(nan, "share", reason="packed results keep no answers")
+        return Cell(nan, "share", reason="these packed results hold no answers")
     try:
         means = [sum(score(samples, k) for samples in found) / len(found) for found in known]
     except ValueError as error:

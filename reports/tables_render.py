@@ -20,6 +20,7 @@ TEX = {
     "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "·": r"$\cdot$", "→": r"$\rightarrow$", "≥": r"$\geq$", "≤": r"$\leq$",
     "Δ": r"$\Delta$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "ε": r"$\epsilon$", "λ": r"$\lambda$",
     "θ": r"$\theta$", "π": r"$\pi$", "ρ": r"$\rho$", "σ": r"$\sigma$", "‖": r"$\|$", "∞": r"$\infty$", "√": r"$\surd$",
+    "§": r"\S{}", "½": r"$\frac{1}{2}$",
 }  # fmt: skip
 FIELDS = ("style", "block", "source", "row", "column", "value", "low", "high", "n", "unit", "reason")
 

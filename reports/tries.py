@@ -8,6 +8,7 @@ from math import isfinite, log2
 
 import numpy as np
 
+from reports.attempts import MOST
 from reports.curves import Panel, Series, uneven_panel
 from reports.data import data
 from reports.load import Run
@@ -77,7 +78,8 @@ def tries(runs: Sequence[Run], tallies: Mapping[str, Tally], looks: Mapping[str,
     )]  # fmt: skip
     voting = {label: [one for one in said if one.votes] for label, said in arms.items()}
     voting = {label: said for label, said in voting.items() if said}
-    if least >= VOTERS and voting:
+    most = max((len(answers) for said in voting.values() for one in said for answers, _ in one.votes.values()), default=0)
+    if least >= VOTERS and 0 < most <= MOST:
         what = (
             "The chance that the most frequent answer of k samples is right (all subsets counted; ties share, and an answer that "
             "is judged both ways counts by its share). "

@@ -23,14 +23,14 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = [path for path in sorted((ROOT / "sweeps").rglob("*.toml")) if "claims" in tomllib.loads(path.read_text())]
 
 
-def run(label, seed, task="arithmetic", model="dense", status="done", directory=Path("nowhere"), **columns):
+def run(label, seed, task="arithmetic", model="dense", status="done", directory=Path("nowhere"), config=None, **columns):
     """A run whose metrics are these: a number is the last line's, a list is a curve."""
     points = max((len(v) for v in columns.values() if isinstance(v, list)), default=1)
     table = {name.replace("__", "/").replace("_at_", "@"): v if isinstance(v, list) else [None] * (points - 1) + [v]
              for name, v in columns.items()}  # fmt: skip
     table["budget/flops"] = [float(i) for i in range(points)]
     return Run(f"{task}-{label}-{model}-s{seed}", directory, status, label=label, method=label, task=task, model=model,
-               seed=seed, metrics=pd.DataFrame(table).astype(float))  # fmt: skip
+               seed=seed, config=config or {}, metrics=pd.DataFrame(table).astype(float))  # fmt: skip
 
 
 def scored(**arms):
@@ -201,12 +201,56 @@ def test_an_arm_may_be_of_one_base():
 def test_what_a_base_or_its_drafts_measured_can_be_claimed(tmp_path):
     files.write_json(tmp_path / "base.json", {"held_out": 0.4, "families": {"knights": 0.3}})
     files.write_json(tmp_path / "drafts.json", {"arithmetic": {"tokens": 19, "rounds": 10}})
-    runs = [run("a", s, directory=tmp_path, test__pass_at_1=0.5) for s in (0, 1)]
+    runs = [run("a", s, directory=tmp_path, config={"base": f"of-{s}"}, test__pass_at_1=0.5) for s in (0, 1)]
     assert of(runs, "value", "base/held_out") == {0: 0.4, 1: 0.4}
     assert of(runs, "value", "base/families/knights") == {0: 0.3, 1: 0.3}
     assert of(runs, "value", "drafts/tokens / drafts/rounds") == {0: 1.9, 1: 1.9}
     with pytest.raises(NotTestable, match="base/nothing"):
         of(runs, "value", "base/nothing")
+
+
+def test_seeds_of_one_base_are_one_observation_of_what_their_base_decides(tmp_path):
+    files.write_json(tmp_path / "base.json", {"held_out": 0.4})
+    shared = [run("base", s, directory=tmp_path, config={"base": f"of-{s // 2}"}, step=0, test__greedy=0.6) for s in range(4)]
+    assert of(shared, "value", "base/held_out", arms=("base",)) == {0: 0.4, 2: 0.4}
+    assert of(shared, "value", "test/greedy", arms=("base",)) == {0: 0.6, 2: 0.6}
+    trained = [run("a", s, config={"base": f"of-{s // 2}"}, step=9, test__greedy=0.6 + s) for s in range(4)]
+    assert len(of([*shared, *trained], "difference", "test/greedy", against=("base",))) == 4
+    one_base = [run("base", s, directory=tmp_path, config={"base": "of-0"}, step=0) for s in range(5)]
+    found = verdict(one_base, {"arm": "base", "statistic": "value", "metric": "base/held_out", "above": 0.0})
+    assert found.verdict == "NOT TESTABLE"
+
+
+def test_a_column_that_was_logged_is_read_and_not_counted_again(tmp_path):
+    rows = [{"problem": "p", "greedy": False, "reward": 1.0, "answer": "7"} for _ in range(4)]
+    files.write(tmp_path / "evals" / "000003-validation.jsonl", files.jsonl(rows))
+    runs = [run("a", 0, directory=tmp_path, eval__pass_at_1=0.43)]
+    assert of(runs, "value", "eval/pass@1") == {0: 0.43}
+    assert of(runs, "value", "eval/pass@4") == {0: 1.0}
+
+
+@pytest.mark.parametrize(("metric", "path"), [("test/pass@4", "evals/000003-test.jsonl"), ("base/held_out", "base.json")])
+def test_half_a_file_is_not_testable_and_named(tmp_path, metric, path):
+    files.write(tmp_path / path, '{"problem": "p", "gree\n{}\n')
+    with pytest.raises(NotTestable, match="a-dense-s0"):
+        of([run("a", 0, directory=tmp_path, test__pass_at_1=0.5)], "value", metric)
+
+
+def test_runs_that_failed_or_are_to_go_are_said_with_the_verdict():
+    runs = [*scored(base=BASE, grpo=BETTER), run("grpo", 5, status="failed"), run("grpo", 6, status="missing")]
+    assert "2 runs of its arms failed or are to go, and left out" in verdict(runs, RULE).reason
+    assert "of its arms" not in verdict(scored(base=BASE, grpo=BETTER), RULE).reason
+
+
+@pytest.mark.parametrize(("n", "said"), [(4, "preliminary: 4 seeds"), (7, "7 seeds, fewer than 8"), (8, "")])
+def test_how_few_seeds_a_verdict_has_is_said(n, said):
+    found = verdict(scored(base=(BASE * 2)[:n], grpo=(BETTER * 2)[:n]), RULE)
+    assert found.note == said
+
+
+def test_scores_that_differ_by_the_same_on_every_seed_are_said_to_be_no_certainty():
+    found = verdict(scored(base=[0.25, 0.5], grpo=[0.5, 0.75]), RULE)
+    assert "no spread over seeds" in found.note
 
 
 def test_pass_and_majority_at_k_are_counted_from_the_completions(tmp_path):
@@ -222,6 +266,15 @@ def test_pass_and_majority_at_k_are_counted_from_the_completions(tmp_path):
     assert of(runs, "value", "test/maj@4")[0] == 0.5
     with pytest.raises(NotTestable, match="pass@8"):
         of(runs, "value", "test/pass@8")
+
+
+def test_the_middle_is_that_of_the_budget_that_was_given():
+    budget = {"budget": {"flops": None, "sampled_tokens": 100}}
+    spent = {"budget__sampled_tokens": [0.0, 10.0, 100.0]}
+    runs = [run("a", 0, config=budget, eval__x=[0.0, 0.9, 0.9], **spent), run("b", 0, eval__x=[0.0, 0.0, 0.0])]
+    assert of(runs, "late", "eval/x", against=("b",)) == pytest.approx({0: 0.0})
+    flops = [run("a", 0, eval__x=[0.0, 0.4, 0.9]), run("b", 0, eval__x=[0.0, 0.0, 0.0])]
+    assert of(flops, "late", "eval/x", against=("b",)) == pytest.approx({0: 0.5})
 
 
 def test_late_is_what_a_difference_gains_after_the_middle():
@@ -259,6 +312,13 @@ def test_a_peak_moves_out_when_it_is_at_more_kl_with_more_pairs():
 def test_a_frontier_is_the_area_that_one_group_of_arms_has_over_another():
     runs = [run("a", 0, eval__kl=[0.0, 1.0], eval__x=[0.0, 0.5]), run("b", 0, eval__kl=[0.0, 1.0, 2.0], eval__x=[0.0, 0.2, 0.4])]
     assert of(runs, "frontier", "eval/x", arms=("a",), against=("b",)) == pytest.approx({0: 0.3})
+
+
+def test_a_frontier_is_drawn_of_seeds_that_all_its_arms_have_finished():
+    curve = {"eval__kl": [0.0, 1.0], "eval__x": [0.0, 0.5]}
+    runs = [run(label, s, **curve) for label in ("a", "b", "c") for s in (0, 1, 2)]
+    runs = [r for r in runs if (r.label, r.seed) != ("c", 1)] + [run("c", 1, status="failed", **curve)]
+    assert sorted(of(runs, "frontier", "eval/x", arms=("a",), against=("b", "c"))) == [0, 2]
 
 
 # the published twelve

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 
 from harness import files
 from harness.errors import BakeoffError
+from tests.conftest import REPOSITORY
 
 KILLED_AT = """
 import os, signal, sys
@@ -181,3 +183,14 @@ def test_a_lock_is_waited_for_as_long_as_its_patience(tmp_path):
     with files.lock(tmp_path / "lock", "training", patience=20):
         holder.communicate()
         assert holder.returncode == 0
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "sweeps").rglob("*.toml")), ids=lambda path: path.stem)
+def test_a_table_written_as_toml_is_read_back_as_it_was(path):
+    table = tomllib.loads(path.read_text())
+    assert tomllib.loads(files.toml(table)) == table
+
+
+def test_keys_and_texts_of_any_kind_are_quoted_in_toml():
+    table = {"a b": [{"x-1": 'q"\n\\', "é": True}], "t": {"1.0": {"n": 1e-5, "none": []}}}
+    assert tomllib.loads(files.toml(table)) == table

@@ -71,6 +71,21 @@ def test_the_interval_is_the_paired_one_over_seeds(root):
     assert decision.difference.high == pytest.approx(-0.1 + 4.302653 * 0.01 / 3**0.5, abs=1e-6)
 
 
+def test_a_gate_whose_runs_are_missing_does_not_pass_unchecked(tmp_path):
+    write_comparison(tmp_path, arms=("base", "sft"), seeds=2, states={("sft", 1): "failed"})
+    (decision,) = gates(tmp_path, "sft.pass@1 < base.pass@1")
+    assert decision.failed
+    assert "it cannot be checked" in decision.text
+    assert "1 run failed or to go" in decision.text
+
+
+def test_a_gate_decides_on_what_is_there_and_says_what_is_not(tmp_path):
+    write_comparison(tmp_path, arms=("base", "sft"), seeds=4, states={("sft", 3): "failed"})
+    (decision,) = gates(tmp_path, "sft.pass@1 < base.pass@1")
+    assert not decision.failed
+    assert "3 seeds, 1 run failed or to go" in decision.text
+
+
 def test_one_seed_has_no_interval_and_fails_no_gate(tmp_path):
     write_comparison(tmp_path, arms=("base", "sft"), seeds=1)
     (decision,) = gates(tmp_path, "base.pass@1 < sft.pass@1")

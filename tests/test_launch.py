@@ -68,7 +68,7 @@ def test_a_command_with_a_line_break_stays_one_comment(done):
     asked = bakeoff("run", "small.toml", "question=one\ntwo", "--no-wandb", cwd=root)
     assert asked.returncode == 0, asked.stderr
     kept = (root / "comparisons" / "small" / "comparison.toml").read_text()
-    assert tomllib.loads(kept)["question"] == "Who has this run?"
+    assert tomllib.loads(kept)["question"] == "one\ntwo"
     assert kept.splitlines()[-1].startswith("# asked by: ")
 
 

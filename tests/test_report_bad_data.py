@@ -108,3 +108,20 @@ def test_half_a_last_line_is_what_a_killed_writer_leaves(tmp_path):
     ]:
         path.write_text(path.read_text() + '{"problem": "p0')
     assert render(tmp_path, "demo") == before
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_a_task_on_which_every_arm_is_equally_right_is_drawn(tmp_path, score):
+    for identity in write_comparison(tmp_path, arms=("base", "sft", "grpo"), seeds=2, problems=4):
+        edited(tmp_path, identity, lambda rows: [row.update({k: score for k in row if k.endswith("pass@1")}) for row in rows])
+        for path in (tmp_path / "runs" / identity / "evals").glob("*.jsonl"):
+            lines = [json.loads(line) | {"reward": score} for line in path.read_text().splitlines()]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "Learning curves" in render(tmp_path, "demo")
+
+
+def test_the_captions_say_on_which_split_arms_were_scored_and_on_how_many_seeds(tmp_path):
+    write_comparison(tmp_path, arms=("base", "sft"), seeds=3, problems=4)
+    page = render(tmp_path, "demo")
+    assert "on the test split of arithmetic" in page
+    assert page.count("3 finished seeds") >= 3
