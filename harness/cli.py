@@ -87,14 +87,11 @@ def run(
 
     overrides = overrides or []
     part = Shard.read(shard)
-    if address and backend is Where.local:
-        raise BakeoffError(f"--address {address} is of a Ray cluster: add --backend ray")
+    check_backend(backend, address)
     if devices > 1 and backend is Where.ray:
         raise BakeoffError("--devices: a Ray task is one process; take --backend local, or fewer devices")
     if devices > 1 and find_spec("accelerate") is None:
         raise BakeoffError("accelerate is not installed; pip install 'bakeoff[devices]'", MISSING)
-    if backend is Where.ray and find_spec("ray") is None:
-        raise BakeoffError("Ray is not installed; pip install 'bakeoff[ray]', here and on every node", MISSING)
     comparison = Comparison.load(sweep, overrides)
     if comparison.claims:
         from reports.claims import read
@@ -103,6 +100,7 @@ def run(
     at_once = workers or (
         1 if resolve_device(comparison.device) == "cuda" else max(1, (os.cpu_count() or 1) // comparison.threads)
     )
+    at_once = max(1, at_once // devices)
     if dry_run:
         planned(root, comparison, part.of_runs(comparison.runs(root)), at_once, as_json)
         return
@@ -120,7 +118,6 @@ def run(
         from harness.group import accelerated
 
         start = accelerated(devices)
-        at_once = max(1, at_once // devices)
     source = files.toml(read_table(sweep, overrides)) if overrides else sweep.read_text(encoding="utf-8")
     runs, outcome = launch(comparison, root, source, command, at_once, fresh, wandb, part, start)
     if outcome.interrupted:
@@ -131,6 +128,13 @@ def run(
     if outcome.failed:
         print(f"{len(outcome.failed)} runs failed; why is in their FAILED files", file=sys.stderr)
         raise typer.Exit(RUNS_FAILED)
+
+
+def check_backend(backend: Where, address: str | None) -> None:
+    if address and backend is Where.local:
+        raise BakeoffError(f"--address {address} is of a Ray cluster: add --backend ray")
+    if backend is Where.ray and find_spec("ray") is None:
+        raise BakeoffError("Ray is not installed; pip install 'bakeoff[ray]', here and on every node", MISSING)
 
 
 def planned(root: Path, comparison: Comparison, runs: Sequence[RunConfig], at_once: int, as_json: bool) -> None:
@@ -145,6 +149,7 @@ def planned(root: Path, comparison: Comparison, runs: Sequence[RunConfig], at_on
     known = measured(root)
     asked = capacity(comparison, [r for r, row in zip(runs, rows, strict=True) if not row["done"]], known)
     seeds = len(comparison.seeds)
+    at_once = max(1, min(at_once, asked.runs))
     told = list[dict[str, Any]]()
     for run in {(r.task, r.model): r for r in runs}.values():
         deviation, pairs = spread(run, known)
@@ -214,6 +219,8 @@ def sweep(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="change a setting")] = None,
     trials: Annotated[int, typer.Option(min=0, help="of each method; 0: as many as the file says")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="runs at a time; 0: cores divided by threads a run, or 1 on a GPU")] = 0,
+    backend: Annotated[Where, typer.Option(help="this machine, or a Ray cluster whose nodes share the root")] = Where.local,
+    address: Annotated[str | None, typer.Option(help="of the Ray cluster; without it RAY_ADDRESS, else one is started")] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="sqlite:///FILE, postgresql://… or grpc://HOST:PORT; default: a file")
     ] = None,
@@ -225,16 +232,24 @@ def sweep(
     The same command again, beside this one or after it, works on the same trials. Ctrl-C saves and stops.
     """
     from harness.comparison import resolve_device
+    from harness.launch import forked
     from harness.search import Search
 
+    check_backend(backend, address)
     asked = Search.load(search, [*(overrides or ()), *([f"trials={trials}"] if trials else [])])
     if find_spec("optuna") is None:
         raise BakeoffError("optuna is not installed; pip install 'bakeoff[optuna]'", MISSING)
     from harness import sweep
 
     at_once = workers or (1 if resolve_device(asked.device) == "cuda" else max(1, (os.cpu_count() or 1) // asked.threads))
+    start = forked
+    if backend is Where.ray:
+        from harness.cluster import on_ray
+
+        start, room = on_ray(address, asked.threads, resolve_device(asked.device))
+        at_once = workers or room
     command = shlex.join(["bakeoff", "sweep", str(search), *(overrides or ())])
-    outcome = sweep.sweep(asked, root, storage, at_once, command)
+    outcome = sweep.sweep(asked, root, storage, at_once, command, start)
     if outcome.interrupted:
         raise BakeoffError("stopped; the same command continues", INTERRUPTED)
     shown(root, asked.name, as_json)

@@ -6,6 +6,7 @@ A task whose node is lost is started again on another one, where the run continu
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ def on_ray(address: str | None, threads: int, device: str) -> tuple[Backend, int
 
     Raises BakeoffError if no cluster answers, or none of its nodes can take a run.
     """
+    address = address or os.environ.get("RAY_ADDRESS")
     host, _, port = (address or "").rpartition(":")
     try:
         if port.isdecimal() and "/" not in host:  # ray.init() would ask for minutes

@@ -109,6 +109,8 @@ class Search:
             with located(f"methods.{label}.search"):
                 if name not in (names := [f.name for f in fields(method) if f.init]):
                     raise BakeoffError(f"{table['method']} has no option {name!r}{meant(str(name), names)}")
+                if name in method.models:
+                    raise BakeoffError(f"{name!r} names a model, which is no option to search; make it an arm of a comparison")
                 if name in found:
                     raise BakeoffError(f"{name!r} is there twice")
                 if isinstance(asked, list) and name not in known:
@@ -118,8 +120,8 @@ class Search:
                     )
             with located(f"methods.{label}.search.{name}"):
                 found[name] = known[name] if isinstance(asked, list) else space.read(asked[name])
-            for end in found[name].ends():
-                validated(method, {**self.fixed(label), name: end}, f"methods.{label}.search")
+            for value in found[name].probes():
+                validated(method, {**self.fixed(label), name: value}, f"methods.{label}.search")
         return found
 
     def fixed(self, label: str) -> dict[str, Any]:

@@ -43,17 +43,32 @@ class Range(ABC):
 
     @abstractmethod
     def ends(self) -> tuple[Value, ...]:
-        """Values that are allowed only if all are."""
+        """Least and greatest, or all of them."""
+
+    def probes(self) -> tuple[Value, ...]:
+        """Values that an option must allow to allow them all."""
+        return self.ends()
 
 
 @dataclass(frozen=True)
-class Uniform(Range):
+class Continuous(Range):
+    """Any number between two."""
+
     low: Finite
     high: Finite
 
     def __post_init__(self) -> None:
         ordered(self.low, self.high)
 
+    def ends(self) -> tuple[float, ...]:
+        return self.low, self.high
+
+    def probes(self) -> tuple[float, ...]:
+        return self.low, self.low + (self.high - self.low) / 2.7182818, self.high
+
+
+@dataclass(frozen=True)
+class Uniform(Continuous):
     def suggest(self, trial: BaseTrial, name: str) -> float:
         return trial.suggest_float(name, self.low, self.high)
 
@@ -61,19 +76,13 @@ class Uniform(Range):
         inside = [self.low + (self.high - self.low) * i / (n - 1) for i in range(1, n - 1)]
         return [self.low, *inside, self.high]
 
-    def ends(self) -> tuple[float, ...]:
-        return self.low, self.high
-
 
 @dataclass(frozen=True)
-class LogUniform(Range):
+class LogUniform(Continuous):
     """Uniform in the logarithm."""
 
-    low: Finite
-    high: Finite
-
     def __post_init__(self) -> None:
-        ordered(self.low, self.high)
+        super().__post_init__()
         if self.low <= 0:
             raise BakeoffError(
                 f"a logarithmic range starts above 0, not at {self.low:g}; take a uniform one or raise its lower end"
@@ -85,9 +94,6 @@ class LogUniform(Range):
     def grid(self, n: int) -> list[Value]:
         inside = [self.low * (self.high / self.low) ** (i / (n - 1)) for i in range(1, n - 1)]
         return [self.low, *inside, self.high]
-
-    def ends(self) -> tuple[float, ...]:
-        return self.low, self.high
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, WilcoxonPruner
 from optuna.samplers import BaseSampler, GPSampler, GridSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -97,10 +98,12 @@ class Keyed(BaseSampler):
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Optuna warns of what is experimental, of a constraint that is set again, and of PED-ANOVA calling low values good."""
+    """Optuna warns of what is experimental, of what a trial says again that was taken up, and of PED-ANOVA's low values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.filterwarnings("ignore", message="The constraint value is ignored|PedAnovaImportanceEvaluator computes")
+        warnings.filterwarnings(
+            "ignore", message="The constraint value is ignored|The reported value is ignored|PedAnovaImportanceEvaluator computes"
+        )
         yield
 
 
@@ -130,10 +133,14 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """
     if url is None:
         return JournalStorage(JournalFile(folder / "journal.log"))
-    parts = urlsplit(url)
+    shown = said(url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "localhost", parts.port or 13000
+    except ValueError as error:
+        raise BakeoffError(f"{shown}: not a URL of a database: {error}") from None
     if parts.scheme == "grpc":
-        return proxied(parts.hostname or "localhost", parts.port or 13000)
-    shown = f"--storage {re.sub('//[^/]*@', '//', url)}"  # without a password
+        return proxied(host, port)
     driver = re.sub("^postgresql:", "postgresql+psycopg:", url)
     try:
         with alone(folder):  # two at once would make the same tables
@@ -141,12 +148,31 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     except (ImportError, NoSuchModuleError) as error:
         missing = getattr(error.__cause__ or error, "name", None)
         if missing:
-            raise BakeoffError(f"{shown}: needs {missing}; pip install 'bakeoff[postgresql]'", MISSING) from None
+            extra = "'bakeoff[postgresql]'" if missing == "psycopg" else "what brings it"
+            raise BakeoffError(f"{shown}: needs {missing}; pip install {extra}", MISSING) from None
         raise BakeoffError(f"{shown}: no such kind of database; there is sqlite, postgresql and grpc") from None
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise BakeoffError(f"{shown}: not a URL of a database: {error}") from None
     except (SQLAlchemyError, RuntimeError) as error:
         raise BakeoffError(f"{shown}: cannot be opened: {getattr(error, 'orig', error)}", MISSING) from None
+
+
+def said(url: str) -> str:
+    """The option, without a password."""
+    return f"--storage {re.sub('//[^/]*@', '//', url)}"
+
+
+@contextmanager
+def answering(url: str | None) -> Generator[None]:
+    """Raises BakeoffError where a storage that was opened does not answer any more, or cannot be written."""
+    try:
+        yield
+    except Exception as error:
+        lost = isinstance(error, (StorageInternalError, SQLAlchemyError)) or type(error).__module__.startswith("grpc")
+        if url is None or not lost:
+            raise
+        why = str(error.__cause__ or error).strip().split("\n")[0]
+        raise BakeoffError(f"{said(url)}: does not answer as it should: {why}; the same command continues", MISSING) from None
 
 
 def alone(folder: Path) -> AbstractContextManager[None]:

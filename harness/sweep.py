@@ -18,11 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 from harness import files, launch, models
 from harness.comparison import RunConfig
 from harness.errors import INTERRUPTED, RUNS_FAILED, BakeoffError
-from harness.launch import Display, Outcome
+from harness.launch import Backend, Display, Outcome
 from harness.search import DIRECTIONS, Search, tried
 from harness.shard import Shard
 from harness.space import written
-from harness.study import Claim, StudyOf, importances, now, open_storage
+from harness.study import Claim, StudyOf, answering, importances, now, open_storage
 
 ATTEMPTS = 3  # at a run whose process was killed
 BEST = 3  # trials that are run again
@@ -33,8 +33,8 @@ MEASURED = ("pass@1", "reward", "kl", "truncated")  # of the last evaluation on 
 class Sweep:
     """A search at work in a folder."""
 
-    def __init__(self, search: Search, root: Path, storage: str | None, workers: int):
-        self.search, self.root, self.workers = search, root, workers
+    def __init__(self, search: Search, root: Path, storage: str | None, workers: int, backend: Backend):
+        self.search, self.root, self.workers, self.backend = search, root, workers, backend
         self.defaults = search.defaults(root)
         folder = root / "studies" / search.name
         opened = open_storage(storage, folder)
@@ -47,19 +47,29 @@ class Sweep:
     def trials(self, show: Display) -> None:
         """Run trials until every method has as many as were asked for, whoever runs them."""
         self.ensure_models(show)
-        self.record()
         each = 1 if self.search.pruner != "none" else len(self.search.seeds)
         while True:
             claims = list[Claim]()
             for study in self.studies.values():
                 while len(claims) < max(1, self.workers // each) and (claim := study.claim()):
-                    claims.append(claim)
+                    if self.possible(claim, show):
+                        claims.append(claim)
             if claims:
                 self.settle(claims, show)
             elif any(study.running() for study in self.studies.values()):
                 time.sleep(WAIT_SECONDS)
             else:
                 return
+
+    def possible(self, claim: Claim, show: Display) -> bool:
+        """Whether the method takes these values together; a trial of values that it refuses has failed."""
+        try:
+            self.runs(claim, self.search.seeds)
+        except BakeoffError as error:
+            show.say(self.tell(claim, TrialState.FAIL, (), str(error)))
+            claim.held.__exit__(None, None, None)
+            return False
+        return True
 
     def settle(self, claims: Sequence[Claim], show: Display) -> None:
         """Run the trials to their end, all seeds at once, or seed by seed where a pruner is asked between them."""
@@ -96,7 +106,7 @@ class Sweep:
             if not missing:
                 break
             outcome = Outcome()
-            start = launch.forked(missing, self.root, self.search.name, False)
+            start = self.backend(missing, self.root, self.search.name, False)
             launch.work(missing, self.root, self.workers, start, show, outcome)
             if outcome.interrupted:
                 raise BakeoffError("stopped; the same command continues", INTERRUPTED)
@@ -115,7 +125,7 @@ class Sweep:
 
     def tell(self, claim: Claim, state: TrialState, seeds: Sequence[int], why: str = "") -> str:
         """Book how a trial ended, and say so."""
-        folders = {run.seed: self.root / "runs" / run.id for run in self.runs(claim, seeds)}
+        folders = {run.seed: self.root / "runs" / run.id for run in self.runs(claim, seeds)} if seeds else {}
         done = {seed: measured(folder) for seed, folder in folders.items() if (folder / "DONE").exists()}
         means = {name: sum(one[name] for one in done.values()) / len(done) for name in MEASURED} if done else {}
         values = [means[objective] for objective in self.search.objectives] if state == TrialState.COMPLETE else None
@@ -160,11 +170,11 @@ class Sweep:
         }
 
     def record(self) -> None:
-        """Write the trials down for the report."""
+        """Write the trials down for the report; whoever has `alone` to itself."""
         files.write(self.kept / "trials.jsonl", files.jsonl(self.rows()))
 
     def best(self, label: str) -> list[dict[str, Any]]:
-        """The trials that have done best on the first objective, of two objectives those on the front that have."""
+        """The settings that have done best on the first objective, of two objectives those on the front that have."""
         first = self.search.objectives[0]
         kept = [row for row in self.rows() if row["study"] == label and row["state"] == "complete" and row["feasible"]]
         kept = (
@@ -176,7 +186,12 @@ class Sweep:
             raise BakeoffError(
                 f"{label}: no trial ended within the constraints; why is in {self.kept / 'trials.jsonl'}", RUNS_FAILED
             )
-        return sorted(kept, key=lambda row: (-row["means"][first], row["trial"]))[:BEST]
+        kept = sorted(kept, key=lambda row: (-row["means"][first], row["trial"]))
+        settings: list[dict[str, Any]] = []
+        for row in kept:
+            if row["options"] not in [other["options"] for other in settings]:
+                settings.append(row)
+        return settings[:BEST]
 
     def beats(self, one: Mapping[str, float], other: Mapping[str, float]) -> bool:
         """Whether a trial is no worse in both objectives and better in one."""
@@ -185,34 +200,46 @@ class Sweep:
         return min(gains) >= 0 and max(gains) > 0
 
     def confirm(self, show: Display) -> dict[str, dict[str, Any]]:
-        """The best trials of each method on seeds that chose none of them, and the one that is best there."""
+        """The best trials of each method on seeds that chose none of them, and the one that is best there.
+
+        One that fails there, or goes beyond a cap, is not chosen. Raises BakeoffError for a method of which none is left.
+        """
         best = {label: self.best(label) for label in self.studies}
         runs = {
             (label, row["trial"]): tried(self.defaults[label], row["options"], self.search.confirm_seeds)
             for label, rows in best.items()
             for row in rows
         }
-        if why := self.work([run for each in runs.values() for run in each], show):
-            raise BakeoffError(f"{next(iter(why))} failed: {next(iter(why.values()))}", RUNS_FAILED)
-        first = self.search.objectives[0]
+        why = self.work([run for each in runs.values() for run in each], show)
         confirmed = dict[str, dict[str, Any]]()
         for label, rows in best.items():
-            again: list[dict[str, Any]] = [
-                {
-                    "trial": row["trial"],
-                    "options": row["options"],
-                    "searched": row["means"][first],
-                    "seeds": {str(run.seed): measured(self.root / "runs" / run.id)[first] for run in runs[label, row["trial"]]},
-                    **{
-                        k: sum(cost(self.root / "runs" / run.id)[k] for run in runs[label, row["trial"]])
-                        for k in ("flops", "seconds")
-                    },
-                }
-                for row in rows
-            ]
-            chosen = max(again, key=lambda one: sum(one["seeds"].values()))
+            again = [self.confirmed(row, runs[label, row["trial"]], why) for row in rows]
+            left = [one for one in again if not one["why"]]
+            if not left:
+                said = "; ".join(f"trial {one['trial']}: {one['why']}" for one in again)
+                raise BakeoffError(f"{label}: none of the best holds on other seeds ({said}); ask for more --trials", RUNS_FAILED)
+            chosen = max(left, key=lambda one: sum(one["seeds"].values()))
             confirmed[label] = {"again": again, "tuned": chosen["trial"], "options": chosen["options"]}
         return confirmed
+
+    def confirmed(self, row: Mapping[str, Any], runs: Sequence[RunConfig], failed: Mapping[str, str]) -> dict[str, Any]:
+        """What one of the best trials measured on other seeds, and why it cannot be chosen, if it cannot."""
+        first = self.search.objectives[0]
+        folders = {run.seed: self.root / "runs" / run.id for run in runs}
+        done = {seed: measured(folder) for seed, folder in folders.items() if folder.name not in failed}
+        over = [
+            f"{name} is {mean:.3g}, the cap {cap:g}"
+            for name, cap in self.search.constraints.caps().items()
+            if done and (mean := sum(one[name] for one in done.values()) / len(done)) > cap
+        ]
+        return {
+            "trial": row["trial"],
+            "options": row["options"],
+            "searched": row["means"][first],
+            "seeds": {str(seed): one[first] for seed, one in done.items()},
+            "why": "; ".join([*(failed[run.id] for run in runs if run.id in failed), *over]),
+            **{name: sum(cost(folder)[name] for folder in folders.values()) for name in ("flops", "seconds")},
+        }
 
     def report(self, confirmed: Mapping[str, dict[str, Any]], command: str) -> Outcome:
         """Default and tuned of each method as an ordinary comparison, on test problems and seeds that nothing was chosen on."""
@@ -232,9 +259,11 @@ class Sweep:
             "studies": {label: self.summary(label, confirmed[label]) for label in self.studies},
         }
         files.write_json(self.kept / "search.json", summary)
+        with next(iter(self.studies.values())).alone():
+            self.record()
         comparison = self.search.comparison(self.search.name, methods, self.search.report_seeds, self.search.evaluation)
         source = files.toml({k: v for k, v in asdict(comparison).items() if k not in ("bases", "claims", "base_per_seed")})
-        return launch.launch(comparison, self.root, source, command, self.workers, False, False, Shard())[1]
+        return launch.launch(comparison, self.root, source, command, self.workers, False, False, Shard(), self.backend)[1]
 
     def summary(self, label: str, found: Mapping[str, Any]) -> dict[str, Any]:
         ranges = self.search.ranges[label]
@@ -255,17 +284,18 @@ class Sweep:
         launch.ensure_bases([recipe for recipe in recipes if recipe], self.root, self.workers * self.search.threads, show)
 
 
-def sweep(search: Search, root: Path, storage: str | None, workers: int, command: str) -> Outcome:
+def sweep(search: Search, root: Path, storage: str | None, workers: int, command: str, backend: Backend) -> Outcome:
     """Begin or continue a search, beside whoever else is at it, to its report."""
-    work = Sweep(search, root, storage, workers)
-    with launch.display() as show:
-        ended = sum(t.state.is_finished() for study in work.studies.values() for t in study.trials())
-        show.say(f"{search.name}: {ended} of {search.trials * len(work.studies)} trials done")
-        work.trials(show)
-    with files.lock(work.folder / "report.lock", "running the best trials again", patience=inf):
+    with answering(storage):
+        work = Sweep(search, root, storage, workers, backend)
         with launch.display() as show:
-            confirmed = work.confirm(show)
-        return work.report(confirmed, command)
+            ended = sum(t.state.is_finished() for study in work.studies.values() for t in study.trials())
+            show.say(f"{search.name}: {ended} of {search.trials * len(work.studies)} trials done")
+            work.trials(show)
+        with files.lock(work.folder / "report.lock", "running the best trials again", patience=inf):
+            with launch.display() as show:
+                confirmed = work.confirm(show)
+            return work.report(confirmed, command)
 
 
 def measured(folder: Path) -> dict[str, float]:

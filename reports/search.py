@@ -17,7 +17,7 @@ from typing import Any
 from reports.curves import ticks
 from reports.data import Data, data
 from reports.load import HEADLINE, Comparison, ReportError, read_jsonl
-from reports.numbers import percent, points, si, tick
+from reports.numbers import DASH, percent, points, si, tick
 from reports.stats import Interval, paired
 
 EDGE = 4.0  # percent of a panel that stays free on either side
@@ -78,7 +78,7 @@ class Study:
     importances: tuple[tuple[str, tuple[float, ...]], ...]  # of each option, by each estimator
     estimators: tuple[str, ...]
     settings: tuple[tuple[str, str, str, str], ...]  # option, range, default, tuned
-    again: tuple[tuple[int, str, str, bool], ...]  # trial, its score in the search and on other seeds, whether it was chosen
+    again: tuple[tuple[int, str, str, str], ...]  # trial, its score in the search and on other seeds, and what became of it
     difference: Interval | None  # tuned less default, on test problems
     scores: tuple[str, str]  # of default and tuned
     data: Data
@@ -168,6 +168,8 @@ def _said(row: Mapping[str, Any]) -> str:
 def _state(row: Mapping[str, Any], tuned: int) -> str:
     if row["trial"] == tuned:
         return "best"
+    if row["state"] == "fail":
+        return "failed"
     return "complete" if row["state"] == "complete" and row["feasible"] else "pruned"
 
 
@@ -213,11 +215,13 @@ def _front(scored: Sequence[Mapping[str, Any]], first: str, height: Height, tune
     across = Scale({"uniform": [0.0, most if most > 0 else 1.0]})
     dots = [Dot(across.place(r["means"]["kl"]), height.place(r["means"][first]), _state(r, tuned), _said(r)) for r in scored]
     stairs, top = list[tuple[float, float]](), -1.0
-    for row in sorted(scored, key=lambda row: (row["means"]["kl"], -row["means"][first])):
+    allowed = [row for row in scored if row["state"] == "complete" and row["feasible"]]
+    for row in sorted(allowed, key=lambda row: (row["means"]["kl"], -row["means"][first])):
         if row["means"][first] > top:
             top = row["means"][first]
             stairs.append((across.place(row["means"]["kl"]), height.place(top)))
-    return Chart("Pareto front", tuple(dots), (("front", _path(stairs)),), across.marks(), height.marks, "KL, nats a token")
+    paths = (("front", _path(stairs)),) if stairs else ()
+    return Chart("Pareto front", tuple(dots), paths, across.marks(), height.marks, "KL, nats a token")
 
 
 def _timeline(rows: Sequence[Mapping[str, Any]]) -> Timeline | None:
@@ -269,7 +273,12 @@ def _study(comparison: Comparison, label: str, rows: Sequence[dict[str, Any]], f
     difference = paired(chosen, default) if default.keys() & chosen.keys() else None
     means = tuple(percent(sum(s.values()) / len(s)) if s else "–" for s in (default, chosen))
     again = [
-        (one["trial"], WRITE[first](one["searched"]), WRITE[first](sum(one["seeds"].values()) / len(one["seeds"])))
+        (
+            one["trial"],
+            WRITE[first](one["searched"]),
+            WRITE[first](sum(one["seeds"].values()) / len(one["seeds"])) if one["seeds"] else DASH,
+            "tuned" if one["trial"] == tuned else one["why"] or DASH,
+        )
         for one in study["again"]
     ]
     caption = f"{len(rows)} trials of {len(found['seeds'])} seeds, drawn by {found['sampler']}; {first} on validation problems."
@@ -288,7 +297,7 @@ def _study(comparison: Comparison, label: str, rows: Sequence[dict[str, Any]], f
         tuple((name, tuple(kinds[kind][name] for kind in kinds)) for name in scales) if kinds else (),
         tuple(kinds),
         tuple((n, s.said(), _written(study["default"][n]), _written(study["options"][n])) for n, s in scales.items()),
-        tuple((*one, one[0] == tuned) for one in again),
+        tuple(again),
         difference,
         (means[0], means[1]),
         _data(label, rows, list(scales)),
@@ -321,7 +330,8 @@ def search(folder: Path, comparison: Comparison) -> Searched | None:
 def _effort(label: str, rows: Sequence[Mapping[str, Any]], again: Sequence[Mapping[str, Any]]) -> Effort:
     """Trials and the best again."""
     complete, pruned, failed = (sum(row["state"] == state for row in rows) for state in ("complete", "pruned", "fail"))
-    flops, seconds = (sum(float(row[key] or 0) for row in (*rows, *again)) for key in ("flops", "seconds"))
+    once = {json.dumps(row["options"], sort_keys=True): row for row in rows}.values()  # equal settings are the same runs
+    flops, seconds = (sum(float(row[key] or 0) for row in (*once, *again)) for key in ("flops", "seconds"))
     return Effort(label, (complete, pruned, failed), flops, seconds)
 
 

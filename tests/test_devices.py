@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,9 @@ from conftest import METHODS, bakeoff, config_of, environment, new_root, numbers
 from replay import replay
 
 from harness import devices, files, models, worker
+from harness.errors import BUSY, RUNS_FAILED
 from harness.generate import generate
+from harness.group import Group
 from harness.pretrain import pretrain
 from harness.train import train
 
@@ -135,6 +140,20 @@ def test_weights_that_are_sharded_and_a_folder_that_is_no_run_are_refused_in_a_l
         worker.entered(tmp_path)
     assert end.value.code == 2
     assert "FSDP" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("held", "failed", "code"), [(False, True, RUNS_FAILED), (True, False, BUSY), (False, False, 1)])
+def test_what_became_of_a_run_on_several_devices_is_read_from_its_folder(tmp_path, held, failed, code):
+    group = Group.__new__(Group)
+    group.folder, group.begun, group.process = tmp_path, time.time() - 5, SimpleNamespace(returncode=1)
+    if failed:
+        files.write(tmp_path / "FAILED", "a mixture of experts")
+    with ExitStack() as stack:
+        if held:
+            stack.enter_context(files.lock(tmp_path / "lock", "running"))
+        assert group.exitcode == code
+    group.process.returncode = 0
+    assert group.exitcode == 0
 
 
 def test_devices_and_ray_together_are_refused_in_a_line(cli, tmp_path):

@@ -3,12 +3,13 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import SMOKE, bakeoff, new_root, numbers, start, until
 
 from harness import files
-from harness.errors import INTERRUPTED, MISSING, USAGE
+from harness.errors import INTERRUPTED, MISSING, USAGE, BakeoffError
 
 pytestmark = [pytest.mark.scale]
 
@@ -127,6 +128,17 @@ def test_control_c_saves_the_runs_of_all_nodes_and_the_same_command_continues(cl
     assert not list((root / "runs").glob("*/FAILED"))
     assert bakeoff(*arguments, cwd=root).returncode == 0
     assert all(files.read_jsonl(path)[: len(recorded)] == recorded for path, recorded in rows.items())
+
+
+def test_an_address_of_the_environment_that_does_not_answer_is_said_within_seconds(monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bakeoff[ray]'")
+    from harness.cluster import on_ray
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    begun = time.monotonic()
+    with pytest.raises(BakeoffError, match=r"--address 127\.0\.0\.1:1: .*refused"):
+        on_ray(None, 1, "cpu")
+    assert time.monotonic() - begun < 20
 
 
 def test_a_cluster_that_does_not_answer_and_an_address_without_ray_are_refused_in_a_line(pretrained, tmp_path):

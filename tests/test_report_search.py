@@ -13,7 +13,8 @@ from reports.search import Scale, search
 
 RANGES = {"lr": {"log_uniform": [1e-5, 1e-2]}, "group": {"powers_of_two": [2, 32]}}
 SCORES = (0.31, 0.40, 0.35, 0.45, None)  # of the trials, in their order; one failed
-AGAIN = {"trial": 1, "options": {}, "searched": 0.4, "seeds": {"2100": 0.4, "2101": 0.42}, "flops": 1e11, "seconds": 60.0}
+AGAIN = {"trial": 1, "options": {}, "searched": 0.4, "seeds": {"2100": 0.4, "2101": 0.42}, "why": ""}
+AGAIN |= {"flops": 1e11, "seconds": 60.0}
 
 
 def trial(number, score, **changes):
@@ -173,6 +174,26 @@ def test_importances_stand_beside_the_ranges_by_both_estimators(tmp_path):
     assert study.estimators == ("PED-ANOVA", "fANOVA")
     assert dict(study.importances) == {"lr": (0.9, 0.75), "group": (0.1, 0.25)}
     assert "Importances need" not in study.caption
+
+
+def test_a_best_trial_that_did_not_hold_on_other_seeds_is_shown_with_the_reason(tmp_path):
+    lost = {**AGAIN, "trial": 3, "seeds": {}, "why": "sft has diverged"}
+    (study,) = shown(tmp_path, [trial(i, 0.3 + i / 100) for i in range(5)], again=[lost, AGAIN]).studies
+    assert study.again == ((3, "40.0", "–", "sft has diverged"), (1, "40.0", "41.0", "tuned"))
+
+
+def test_trials_of_one_setting_are_charged_once(tmp_path):
+    same = trial(0, 0.3)["options"]
+    (effort,) = shown(tmp_path, [trial(0, 0.3), trial(1, 0.4), trial(2, 0.3, options=same)]).effort
+    assert effort.counts == (3, 0, 0)
+    assert effort.flops == pytest.approx(2 * 4e11 + 1e11)
+
+
+def test_the_front_leaves_out_what_is_never_the_best(tmp_path):
+    rows = [trial(0, 0.3), trial(1, 0.4), trial(2, 0.9, feasible=False), trial(3, 0.8, state="pruned")]
+    (study,) = shown(tmp_path, rows).studies
+    ((_, path),) = study.front.paths
+    assert heights(path) == [round(10 * study.front.dots[i].y) for i in (0, 1)]
 
 
 def test_the_page_has_the_panels_and_of_few_trials_says_that_importances_are_missing(tmp_path):

@@ -15,10 +15,11 @@ import optuna_dashboard
 import pytest
 from optuna.trial import TrialState
 
-from harness import files
+from harness import files, launch
 from harness.errors import MISSING, USAGE, BakeoffError
 from harness.search import Search
 from harness.study import JournalFile, StudyOf, importances, open_storage
+from harness.sweep import Sweep
 from tests.conftest import REPOSITORY, bakeoff, numbers, start, until
 
 TOML = """
@@ -85,6 +86,7 @@ def loaded(tmp_path, text):
         ("search.lr = { uniform = [0.5, 0.1] }", "methods.sft.search.lr: the minimum 0.5 is above the maximum 0.1"),
         ("search.lr = { uniform = [0.5, 0.5] }", "methods.sft.search.lr: an empty range"),
         ("search.lr = { uniform = [-1.0, 0.5] }", "methods.sft.search: lr: must be greater than 0, not -1.0"),
+        ("search.prompts = { uniform = [4.0, 64.0] }", "methods.sft.search: prompts: must be a valid integer"),
         ('search = ["lr"]\nstart = "sft"', "methods.sft.start: a search starts from the base"),
     ],
 )
@@ -219,6 +221,8 @@ def test_a_study_whose_runs_are_elsewhere_is_refused(file, tmp_path):
         ("sqlite:////no/such/folder/x.db", MISSING, "unable to open"),
         ("nonsense", USAGE, "--storage nonsense: not a URL of a database"),
         ("grpc://127.0.0.1:1", MISSING, "--storage grpc://127.0.0.1:1: nobody answers"),
+        ("grpc://127.0.0.1:abc", USAGE, "--storage grpc://127.0.0.1:abc: not a URL of a database"),
+        ("postgresql://u@host:abc/db", USAGE, "--storage postgresql://host:abc/db: not a URL of a database"),
         ("nosuch://host/x", USAGE, "--storage nosuch://host/x: no such kind of database"),
     ],
 )
@@ -267,7 +271,7 @@ def shared_out(file, root, url=""):
     assert len({t.params["lr"] for t in trials}) == search.trials
 
 
-@pytest.mark.scale
+@pytest.mark.slow
 def test_two_processes_share_the_trials_of_a_journal(file, tmp_path):
     file.write_text(SEARCH.replace("trials = 3", "trials = 30"))
     shared_out(file, tmp_path / "root")
@@ -410,6 +414,105 @@ def test_of_two_objectives_the_trials_on_the_front_are_run_again(file, root, tmp
     again = [one["trial"] for one in summary["studies"]["sft"]["again"]]
     front = [c for *_, c in sorted(found, key=lambda one: (-one[0], one[2])) if c not in beaten]
     assert again == front[:3]
+
+
+def test_a_database_that_cannot_be_written_is_one_clear_line(cli, file, root, tmp_path):
+    path = tmp_path / "trials.db"
+    open_storage(f"sqlite:///{path}", tmp_path / "made").engine.dispose()
+    code, _, err = cli("sweep", file, "--storage", f"sqlite:///file:{path}?mode=ro&uri=true", "--root", root)
+    assert code == MISSING
+    assert "does not answer as it should" in err
+    assert err.count("\n") == 1
+
+
+TEACHER = """
+[methods.distill]
+method = "distill"
+search.teacher = { choice = ["teacher", "dense"] }
+"""
+
+
+def test_which_model_teaches_is_not_searched(tmp_path):
+    with pytest.raises(BakeoffError, match="'teacher' names a model, which is no option to search"):
+        loaded(tmp_path, SEARCH + TEACHER)
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Runs that are done at once; what each measures is put into this by setting and seed."""
+    scores = {}
+
+    def work(self, runs, _):
+        failed = {}
+        for run in runs:
+            found = scores.get((run.options["lr"], run.seed), {"pass@1": run.options["lr"]})
+            folder = self.root / "runs" / run.id
+            files.write_json(folder / "found.json", {"pass@1": 0.0, "reward": 0.0, "kl": 0.1, "truncated": 0.0} | (found or {}))
+            if found is None:
+                failed[run.id] = "it has diverged"
+            else:
+                files.write(folder / "DONE", "")
+        return failed
+
+    monkeypatch.setattr(Sweep, "work", work)
+    monkeypatch.setattr(Sweep, "ensure_models", lambda *_: None)
+    monkeypatch.setattr("harness.sweep.measured", lambda folder: files.read_json(folder / "found.json"))
+    monkeypatch.setattr("harness.sweep.cost", lambda _: {"flops": 1.0, "seconds": 1.0})
+    return scores
+
+
+def searched(tmp_path, text):
+    sweep = Sweep(loaded(tmp_path, text), tmp_path / "root", None, 2, launch.forked)
+    with launch.display() as show:
+        sweep.trials(show)
+        return sweep, lambda: sweep.confirm(show)
+
+
+@pytest.mark.usefixtures("pretended")
+def test_values_that_a_method_refuses_together_fail_their_trial_and_no_other(tmp_path):
+    text = SEARCH.replace("trials = 3", "trials = 8").split("[methods.sft]")[0] + PLAIN
+    sweep, _ = searched(tmp_path, text)
+    states = {(row["options"]["surrogate"], row["options"]["epochs"] > 1, row["state"]) for row in sweep.rows()}
+    assert len(sweep.rows()) == 8
+    assert {state for *pair, state in states if pair == ["plain", True]} == {"fail"}
+    assert {state for *pair, state in states if pair != ["plain", True]} == {"complete"}
+    assert all(row["why"] for row in sweep.rows() if row["state"] == "fail")
+
+
+PLAIN = """
+[methods.ppo]
+method = "ppo"
+minibatches = 1
+epochs = 1
+search.surrogate = { choice = ["clipped", "plain"] }
+search.epochs = { choice = [1, 4] }
+search.lr = { log_uniform = [1e-4, 1e-3] }
+"""
+FEW = SEARCH.replace("trials = 3", "trials = 6").replace(
+    'search = ["lr", "beta"]', "search.lr = { choice = [0.1, 0.2, 0.3, 0.4] }"
+)
+
+
+@pytest.mark.usefixtures("pretended")
+def test_equal_settings_are_tried_again_once(tmp_path):
+    sweep, _ = searched(tmp_path, FEW.replace("trials = 6", 'trials = 30\nsampler = "random"'))
+    assert [row["options"]["lr"] for row in sweep.best("sft")] == [0.4, 0.3, 0.2]
+
+
+def test_a_best_trial_that_fails_or_leaves_a_cap_on_other_seeds_is_not_chosen(tmp_path, pretended):
+    pretended |= {(0.4, 1100): None, (0.3, 1100): {"pass@1": 0.9, "kl": 0.8}, (0.3, 1101): {"pass@1": 0.9, "kl": 0.8}}
+    text = FEW.replace("trials = 6", 'trials = 30\nsampler = "random"\nconstraints = { kl = 0.5 }')
+    _, confirm = searched(tmp_path, text)
+    found = confirm()["sft"]
+    assert [one["why"] for one in found["again"]] == ["it has diverged", "kl is 0.8, the cap 0.5", ""]
+    assert found["options"] == {"lr": 0.2}
+
+
+def test_a_search_of_which_no_best_trial_holds_says_what_to_do(tmp_path, pretended):
+    pretended |= {(lr, 1100): None for lr in (0.1, 0.2, 0.3, 0.4)}
+    _, confirm = searched(tmp_path, FEW)
+    with pytest.raises(BakeoffError, match=r"none of the best holds on other seeds .*it has diverged.*ask for more --trials"):
+        confirm()
 
 
 def test_optuna_is_asked_for_by_name_where_it_is_missing(cli, file, monkeypatch):

@@ -42,7 +42,7 @@ def server():
         run("pg_ctl", "--pgdata", kept, "--mode", "immediate", "stop")
 
 
-@pytest.mark.scale
+@pytest.mark.slow
 def test_two_processes_share_the_trials_of_a_database(server, tmp_path):
     file = tmp_path / "small.toml"
     file.write_text(SEARCH.replace("trials = 3", "trials = 12"))
@@ -67,7 +67,7 @@ def proxy(tmp_path):
         process.terminate()
 
 
-@pytest.mark.scale
+@pytest.mark.slow
 def test_two_processes_share_the_trials_behind_a_proxy(proxy, tmp_path):
     file = tmp_path / "small.toml"
     file.write_text(SEARCH.replace("trials = 3", "trials = 12"))
