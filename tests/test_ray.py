@@ -10,6 +10,7 @@ from conftest import SMOKE, bakeoff, new_root, numbers, start, until
 
 from harness import files
 from harness.errors import INTERRUPTED, MISSING, USAGE, BakeoffError
+from tests.test_search import SEARCH
 
 pytestmark = [pytest.mark.scale]
 
@@ -109,6 +110,18 @@ def test_a_lost_node_costs_its_running_tasks_alone_and_no_number(cluster, pretra
     assert sum(path.stat().st_mtime_ns != then for path, then in started.items()) == 1
     assert bakeoff("run", "lost.toml", "--no-wandb", cwd=local).returncode == 0
     assert {p.name: numbers(p) for p in (remote / "runs").iterdir()} == {p.name: numbers(p) for p in (local / "runs").iterdir()}
+
+
+def test_trials_run_as_tasks_to_the_numbers_of_this_machine(cluster, pretrained, tmp_path):
+    (tmp_path / "small.toml").write_text(SEARCH.replace("trials = 3", "trials = 2"))
+    found = []
+    for name, where in (("local", ()), ("remote", ("--backend", "ray", "--address", cluster.address))):
+        root = new_root(pretrained, tmp_path / name)
+        ended = bakeoff("sweep", "small.toml", "device=cpu", "--workers", 2, *where, "--root", root, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        rows = files.read_jsonl(root / "comparisons" / "small" / "trials.jsonl")
+        found.append([{k: row[k] for k in ("options", "state", "means", "seeds", "runs", "flops")} for row in rows])
+    assert found[0] == found[1]
 
 
 def test_control_c_saves_the_runs_of_all_nodes_and_the_same_command_continues(cluster, pretrained, tmp_path):
