@@ -82,3 +82,18 @@ def improvement(x_RM: np.ndarray, y_RM: np.ndarray) -> float:
         raise ValueError(f"improvement needs runs of both on the same tasks, got shapes {x.shape} and {y.shape}")
     ranks = rankdata(np.concatenate([x, y]), axis=0)[: len(x)].sum(axis=0)
     return float(np.mean((ranks - len(x) * (len(x) + 1) / 2) / (len(x) * len(y))))
+
+
+def improvement_interval(
+    x_RM: np.ndarray, y_SM: np.ndarray, seed: int = 0, draws: int = DRAWS, confidence: float = 0.95
+) -> Interval:
+    """`improvement` with percentiles of it over runs of both that are drawn with replacement, for each task by itself; n is R."""
+    mean = improvement(x_RM, y_SM)
+    x, y = _table(x_RM, "improvement_interval"), _table(y_SM, "improvement_interval")
+    (R, M), S = x.shape, len(y)
+    if min(R, S) < 2:
+        return Interval(mean, nan, nan, R)
+    won_RSM = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])
+    random = np.random.default_rng(seed)
+    x_DRM, y_DSM = (np.stack([_weights(random, draws, n) for _ in range(M)], axis=-1) for n in (R, S))
+    return _percentiles(mean, np.einsum("drm,rsm,dsm->d", x_DRM, won_RSM, y_DSM, optimize=True) / M, confidence, R)

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import escape, numbers, provenance
+from reports.aggregate import aggregates
 from reports.architectures import architectures
 from reports.claims import Verdict, verdicts
 from reports.cost import Cost, costs
@@ -192,6 +193,7 @@ def render(root: Path | str, name: str) -> str:
         finding=finding(boards),
         sections=[_section(number, board, comparison, drawn, tallies) for number, board in enumerate(boards)],
         maps=maps(comparison, boards),
+        aggregates=aggregates(comparison, boards, drawn),
         notices=notices(comparison, boards, tallies),
         architectures=architectures(comparison, boards),
         legend=legend(),

@@ -1,7 +1,7 @@
 """The statistics of the reports under one name. Which of them answers which question: docs/statistics.md."""
 
 from reports.attempts import maj_at_k, maj_band, pass_at_k, pass_band
-from reports.bootstrap import improvement, iqm, iqm_interval, profile, two_level
+from reports.bootstrap import improvement, improvement_interval, iqm, iqm_interval, profile, two_level
 from reports.frontier import envelope, envelope_area, hypervolume
 from reports.inference import (
     Interval,
@@ -27,6 +27,7 @@ __all__ = [
     "holm_confidence",
     "hypervolume",
     "improvement",
+    "improvement_interval",
     "iqm",
     "iqm_interval",
     "maj_at_k",

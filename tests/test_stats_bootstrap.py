@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from reports.stats import improvement, iqm, iqm_interval, profile, two_level
+from reports.stats import improvement, improvement_interval, iqm, iqm_interval, profile, two_level
 
 SCORES_RM = np.random.default_rng(3).random((6, 4))
 
@@ -106,3 +106,14 @@ def test_the_probability_of_improvement_is_the_share_of_pairs_won():
     assert improvement(x, y) + improvement(y, x) == pytest.approx(1)
     u = scipy_stats.mannwhitneyu(x[:, 0], y[:, 0]).statistic
     assert improvement(x[:, :1], y[:, :1]) == pytest.approx(u / 20)
+
+
+def test_the_interval_of_improvement_is_the_distribution_over_all_resamples_within_tasks():
+    x, y = np.array([[0.2], [0.5]]), np.array([[0.1], [0.3]])
+    every = [improvement(x[list(i)], y[list(j)]) for i in product(range(2), repeat=2) for j in product(range(2), repeat=2)]
+    found = improvement_interval(x, y, draws=20_000, confidence=0.7)
+    assert found.mean == 0.75
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(every, [0.15, 0.85], method="inverted_cdf")))
+    sure = improvement_interval(np.full((3, 2), 0.9), np.full((4, 2), 0.1))
+    assert (sure.mean, sure.low, sure.high, sure.n) == pytest.approx((1, 1, 1, 3))
+    assert np.isnan(improvement_interval(x[:1], y).low)
