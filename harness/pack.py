@@ -1,6 +1,6 @@
 """A comparison's results in one small file, to keep or to commit.
 
-    NAME.jsonl.gz    a line for the comparison, then one for each of its runs that is done
+    NAME.jsonl.xz    a line for the comparison, then one for each of its runs that is done
 
 What several runs share, such as their base and their problems, is there once: the first line has all texts, and the others say
 of each file which of them it is; of an evaluation, which of them each of its columns is.
@@ -12,8 +12,8 @@ prompts and completions of all problems but the first.
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 from harness import files
 from harness.comparison import NAME, RunConfig
-from harness.errors import BakeoffError, meant
+from harness.errors import BakeoffError
 from harness.parse import validated
 
 TEXTS = 20  # problems of each evaluation whose prompts and completions are kept
@@ -33,11 +33,8 @@ TABLES = ("comparison.toml", "runs.txt", "claims.jsonl", "search.json", "trials.
 
 
 def pack(name: str, root: Path, output: Path) -> int:
-    """Write the finished runs of a comparison to `output`; how many they are. Raises BakeoffError for an unknown comparison."""
+    """Write the finished runs of a comparison to `output`; how many they are."""
     folder = root / "comparisons" / name
-    if not (folder / "runs.txt").exists():
-        known = sorted(p.parent.name for p in (root / "comparisons").glob("*/runs.txt"))
-        raise BakeoffError(f"no comparison named {name!r}{meant(name, known) or '; make one with bakeoff run SWEEP.toml'}")
     listed = (folder / "runs.txt").read_text(encoding="utf-8")
     done = [run for run in listed.split() if (root / "runs" / run / "DONE").exists()]
     texts = dict[str, int]()  # each once, and its place
@@ -55,7 +52,7 @@ def pack(name: str, root: Path, output: Path) -> int:
     tables = {path: (folder / path).read_text(encoding="utf-8") for path in TABLES if (folder / path).exists()}
     lines = [{"comparison": name, "files": tables, "texts": list(texts)}, *runs]
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(gzip.compress(files.jsonl(lines).encode(), mtime=0))
+    output.write_bytes(lzma.compress(files.jsonl(lines).encode(), preset=9))
     return len(done)
 
 
@@ -97,7 +94,7 @@ def unpack(packed: Path, root: Path) -> tuple[str, int]:
     Raises BakeoffError, nothing written, for a file that `pack` has not written.
     """
     try:
-        lines = [json.loads(line) for line in gzip.decompress(packed.read_bytes()).splitlines()]
+        lines = [json.loads(line) for line in lzma.decompress(packed.read_bytes()).splitlines()]
         first, *runs = lines
         name, tables, texts = str(first["comparison"]), dict[str, str](first["files"]), list(map(str, first["texts"]))
         strange = [path for line in runs for path in line["files"] if not KEPT.fullmatch(path)]
@@ -109,7 +106,7 @@ def unpack(packed: Path, root: Path) -> tuple[str, int]:
             if validated(RunConfig, json.loads(of_run["config.json"]), str(packed)).id != run:
                 raise BakeoffError(f"{packed}: {run} is not the run that its config.json describes")
             found[run] = of_run
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
         raise BakeoffError(f"{packed}: not a packed comparison: {error!r}") from None
     for path, text in tables.items():
         files.write(root / "comparisons" / name / path, text)

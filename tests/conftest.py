@@ -93,6 +93,16 @@ def new_bases(root, hurry=1):
     return root
 
 
+@pytest.fixture
+def search_file(tmp_path):
+    """A search of two options of SFT on the smoke base, three trials of two seeds."""
+    from tests.searches import SEARCH
+
+    path = tmp_path / "small.toml"
+    path.write_text(SEARCH)
+    return path
+
+
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
     """A root that holds the smoke base and its teacher, and nothing else."""

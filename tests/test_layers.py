@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 COMMAND = Path(sys.executable).with_name("bakeoff")
-COMPOSITION_ROOT = "harness/cli.py"
+COMPOSITION_ROOT = Path("harness/cli")
 PACKAGES = ("harness", "methods", "tasks", "reports")
 HEAVY = ("torch", "transformers", "wandb")
 HEAVY_AT_HELP = (*HEAVY, "pandas", "pydantic", "numpy", "scipy", "plotly")
@@ -55,7 +55,7 @@ def violations(root: Path) -> list[str]:
     out = list[str]()
     for path in sorted(p for package in PACKAGES for p in (root / package).rglob("*.py")):
         where = path.relative_to(root)
-        if where.as_posix() == COMPOSITION_ROOT:
+        if COMPOSITION_ROOT in where.parents:
             continue
         module = ".".join(where.with_suffix("").parts)
         for name in imports(path, module):
@@ -113,7 +113,7 @@ def test_an_import_that_points_the_wrong_way_is_found(tmp_path, file, line):
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("harness/cli.py", "from methods.grpo import GRPO\nfrom reports.load import load\nimport tasks"),
+        ("harness/cli/right.py", "from methods.grpo import GRPO\nfrom reports.load import load\nimport tasks"),
         ("harness/right.py", "import torch\nfrom harness.task import Task\nfrom . import ops"),
         ("methods/right.py", "import torch\nfrom harness import ops\nfrom methods._pairs import sample_pairs"),
         ("tasks/right.py", "from harness.task import Task\nfrom tasks._completion import exact\nimport torchlight"),
@@ -122,7 +122,7 @@ def test_an_import_that_points_the_wrong_way_is_found(tmp_path, file, line):
 )
 def test_an_import_that_points_the_right_way_is_not(tmp_path, file, line):
     path = tmp_path / file
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True)
     path.write_text(line)
     assert violations(tmp_path) == []
 

@@ -89,7 +89,7 @@ def test_what_a_task_is_called_is_text(tmp_path):
 
 
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch, cli):
-    monkeypatch.setattr("harness.cli.find_spec", lambda _: None)
+    monkeypatch.setattr("harness.cli.compute.find_spec", lambda _: None)
     code, out, err = cli("lm-eval", "dense", "--tasks", "arithmetic")
     assert (code, out) == (MISSING, "")
     assert err == "bakeoff: lm-eval is not installed; pip install 'bakeoff[lm-eval]'\n"

@@ -1,7 +1,7 @@
 """What was packed is unpacked, and nothing else is."""
 
-import gzip
 import json
+import lzma
 import shutil
 
 import pytest
@@ -16,15 +16,15 @@ pytestmark = pytest.mark.slow  # they wait for the smoke comparison
 
 @pytest.fixture
 def packed(smoke, tmp_path):
-    path = tmp_path / "smoke.jsonl.gz"
+    path = tmp_path / "smoke.jsonl.xz"
     assert pack("smoke", smoke.root, path) == len(smoke.runs)
     return path
 
 
 def rewritten(packed, change):
-    lines = [json.loads(line) for line in gzip.decompress(packed.read_bytes()).splitlines()]
+    lines = [json.loads(line) for line in lzma.decompress(packed.read_bytes()).splitlines()]
     change(lines)
-    packed.write_bytes(gzip.compress(files.jsonl(lines).encode()))
+    packed.write_bytes(lzma.compress(files.jsonl(lines).encode()))
     return packed
 
 
@@ -45,7 +45,7 @@ def test_an_unpacked_comparison_has_its_numbers_and_counts_as_done(smoke, packed
 
 
 def test_packing_again_gives_the_same_bytes_and_keeps_the_text_of_the_first_problems_alone(smoke, packed, tmp_path):
-    again = tmp_path / "again.jsonl.gz"
+    again = tmp_path / "again.jsonl.xz"
     pack("smoke", smoke.root, again)
     assert again.read_bytes() == packed.read_bytes()
     unpack(packed, tmp_path / "root")
@@ -93,14 +93,14 @@ def test_of_a_run_that_was_not_tested_the_last_verdicts_on_validation_are_kept(s
 )
 def test_a_file_that_was_tampered_with_is_refused_and_nothing_is_written(packed, tmp_path, change):
     root = tmp_path / "root"
-    with pytest.raises(BakeoffError, match=r"smoke\.jsonl\.gz: "):
+    with pytest.raises(BakeoffError, match=r"smoke\.jsonl\.xz: "):
         unpack(rewritten(packed, change), root)
     assert not root.exists()
 
 
 def test_what_is_not_there_or_not_packed_is_refused_in_one_line(tmp_path, cli):
-    (tmp_path / "x.jsonl.gz").write_text("x")
-    for args in (("unpack", tmp_path / "none.jsonl.gz"), ("unpack", tmp_path / "x.jsonl.gz"), ("pack", "nosuch")):
+    (tmp_path / "x.jsonl.xz").write_text("x")
+    for args in (("unpack", tmp_path / "none.jsonl.xz"), ("unpack", tmp_path / "x.jsonl.xz"), ("pack", "nosuch")):
         code, out, err = cli(*args, "--root", tmp_path)
         assert (code, out, err.count("\n")) == (2, "", 1)
 
@@ -108,6 +108,6 @@ def test_what_is_not_there_or_not_packed_is_refused_in_one_line(tmp_path, cli):
 def test_when_its_claims_were_written_down_is_kept_with_a_comparison(smoke, tmp_path):
     shutil.copytree(smoke.root / "comparisons", tmp_path / "here" / "comparisons")
     (tmp_path / "here" / "comparisons" / "smoke" / "claims.jsonl").write_text('{"digest": "d", "finished": 0}\n')
-    pack("smoke", tmp_path / "here", tmp_path / "smoke.jsonl.gz")
-    unpack(tmp_path / "smoke.jsonl.gz", tmp_path / "there")
+    pack("smoke", tmp_path / "here", tmp_path / "smoke.jsonl.xz")
+    unpack(tmp_path / "smoke.jsonl.xz", tmp_path / "there")
     assert files.read_jsonl(tmp_path / "there" / "comparisons" / "smoke" / "claims.jsonl") == [{"digest": "d", "finished": 0}]

@@ -10,7 +10,7 @@ from conftest import SMOKE, bakeoff, new_root, numbers, start, until
 
 from harness import files
 from harness.errors import INTERRUPTED, MISSING, USAGE, BakeoffError
-from tests.test_search import SEARCH
+from tests.searches import SEARCH
 
 pytestmark = [pytest.mark.scale]
 

@@ -210,8 +210,8 @@ def test_the_page_has_the_panels_and_of_few_trials_says_that_importances_are_mis
 def test_a_search_is_packed_with_its_comparison(tmp_path):
     folder = write_search(tmp_path, [trial(0, 0.3), trial(1, 0.4)])
     (folder / "runs.txt").write_text("")
-    pack("demo", tmp_path, tmp_path / "demo.jsonl.gz")
-    unpack(tmp_path / "demo.jsonl.gz", tmp_path / "there")
+    pack("demo", tmp_path, tmp_path / "demo.jsonl.xz")
+    unpack(tmp_path / "demo.jsonl.xz", tmp_path / "there")
     for name in ("search.json", "trials.jsonl"):
         assert (tmp_path / "there" / "comparisons" / "demo" / name).read_text() == (folder / name).read_text()
 

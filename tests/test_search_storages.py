@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_search import SEARCH, shared_out
+from tests.searches import SEARCH, shared_out
 
 PROGRAMS = Path(shutil.which("initdb") or next(Path("/usr/lib/postgresql").glob("*/bin/initdb"), "/")).resolve().parent
 OWNER = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root

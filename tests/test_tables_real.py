@@ -1,7 +1,7 @@
 """Paper tables of the packed results that the docs quote, against numbers read from the packed files by hand."""
 
-import gzip
 import json
+import lzma
 from pathlib import Path
 from statistics import mean
 
@@ -25,9 +25,9 @@ FILLED = {
 @pytest.fixture(scope="module", params=FILLED)
 def unpacked(request, tmp_path_factory):
     """The comparison, and what is packed of each run: {id: {file: text}}."""
-    root, path = tmp_path_factory.mktemp(request.param), RESULTS / f"{request.param}.jsonl.gz"
+    root, path = tmp_path_factory.mktemp(request.param), RESULTS / f"{request.param}.jsonl.xz"
     unpack(path, root)
-    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    lines = [json.loads(line) for line in lzma.decompress(path.read_bytes()).splitlines()]
     texts = lines[0]["texts"]
     packed = {line["run"]: {path: texts[at] for path, at in line["files"].items() if isinstance(at, int)} for line in lines[1:]}
     return load(root, request.param), packed
