@@ -350,9 +350,11 @@ def cache_elements(config: Any) -> int | None:
 
 
 def with_fast_experts(model: Any) -> Any:
-    """The implementation of transformers that multiplies all experts in one call: on a CPU it is the fastest."""
+    """The model, its experts multiplied as harness/experts.py does."""
     if routers(model):
-        model.set_experts_implementation("grouped_mm")
+        from harness import experts
+
+        model.set_experts_implementation(experts.NAME)
     return model
 
 
