@@ -15,6 +15,7 @@ from typing import Any
 
 from harness import files, models, plugins
 from harness.comparison import Comparison, RunConfig
+from harness.errors import BakeoffError
 from harness.meter import Budget
 
 FLOPS_PER_SECOND = 2e10  # of a run where none has been measured: the quickstart's on two cores (docs/scale.md)
@@ -43,7 +44,7 @@ def measured(root: Path) -> list[Measured]:
     """The finished runs of a root; one whose files are damaged is left out."""
     found = list[Measured]()
     for done in sorted((root / "runs").glob("*/DONE")):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, BakeoffError):
             if last := files.tail_jsonl(done.parent / "metrics.jsonl"):
                 found.append((files.read_json(done.parent / "config.json"), last))
     return found
@@ -127,7 +128,7 @@ def spread(run: RunConfig, known: Sequence[Measured]) -> tuple[float, int]:
     """The standard deviation, over seeds, of the difference of two arms' scores, and how many pairs of arms it was measured on.
 
     Those are finished arms of the same task, model and evaluation, pair by pair under one budget, their variances averaged.
-    Without any, it is that of decoding alone at a score of one half, which is the least there can be.
+    Without any, it is that of decoding alone at a score of one half: training adds to it, what both arms share takes from it.
     """
     e = run.evaluation
     score = "test/pass@1" if e.test_problems else "eval/pass@1"

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,16 @@ def environment(threads: int, device: str) -> dict[str, Any]:
         "device": device_name(device),
         "threads": threads,
         "sandbox": sandbox.level() if sandbox else None,
-        "argv": sys.argv,
+        "argv": typed(sys.argv),
     }
+
+
+def typed(argv: Sequence[str]) -> list[str]:
+    """The command, but for where the program and the root lie."""
+    rest = list(argv[1:])
+    if "--root" in rest:
+        del rest[rest.index("--root") : rest.index("--root") + 2]
+    return ["bakeoff", *(word for word in rest if not word.startswith("--root="))]
 
 
 def git(*args: str) -> str:

@@ -18,12 +18,12 @@ from typing import Any, cast
 from harness.errors import BakeoffError
 
 
-def write(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one move."""
+def write(path: Path, content: str | bytes) -> None:
+    """Replace `path` by that content in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as f:
-        f.write(text)
+    with temporary.open("wb") as f:
+        f.write(content.encode() if isinstance(content, str) else content)
         f.flush()
         os.fsync(f.fileno())
     temporary.replace(path)
@@ -64,10 +64,17 @@ def _inline(value: Any) -> str:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a file; a torn last line is not one."""
+    """The whole records of a file; a torn last line is not one. Raises BakeoffError for any other that is no record."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    return [_record(line, path) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _record(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise BakeoffError(f"{path}: {line[:40]!r} is not a record; the file is damaged") from None
 
 
 def tail_jsonl(path: Path) -> dict[str, Any] | None:
@@ -81,7 +88,7 @@ def tail_jsonl(path: Path) -> dict[str, Any] | None:
             f.seek(max(0, size - reach))
             lines = f.read(size).split(b"\n")[:-1]
             if len(lines) > 1 or reach >= size:
-                return json.loads(lines[-1]) if lines else None
+                return _record(lines[-1], path) if lines else None
             reach *= 4
 
 

@@ -22,6 +22,11 @@ from harness.policy import Policy
 ROWS = 512  # completions decoded at once
 
 
+def decoded(tokenizer: Any, tokens: list[int], ended: bool) -> str:
+    """A completion as the verifier sees it: special tokens other than the final EOS stay visible."""
+    return tokenizer.decode(tokens[:-1] if ended else tokens, clean_up_tokenization_spaces=False)
+
+
 @dataclass
 class Samples:
     """Completions of one batch of prompts, groups in a row: prompt 0's G completions first."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import models, plugins
-from harness.generate import generate
+from harness.evaluate import mean
+from harness.generate import decoded, generate
 from harness.policy import Policy
 from harness.task import Task
 
@@ -42,8 +43,7 @@ def correct(task: Task, policy: Policy, tokenizer: Any) -> list[int]:
     y = generate(policy, prompts, SAMPLES, keys, task.max_new_tokens, tokenizer.eos_token_id, tokenizer.pad_token_id)
     out = [0] * len(problems)
     for i, (tokens, ended) in enumerate(zip(y.tokens, y.ended, strict=True)):
-        text = tokenizer.decode(tokens[:-1] if ended else tokens, clean_up_tokenization_spaces=False)
-        out[i // SAMPLES] += task.judge(problems[i // SAMPLES], text, not ended).correct
+        out[i // SAMPLES] += task.judge(problems[i // SAMPLES], decoded(tokenizer, tokens, ended), not ended).correct
     return out
 
 
@@ -57,8 +57,3 @@ def flag(row: dict[str, Any]) -> str:
     if row["pass@64"] >= CEILING:
         return f"pass@64 not below {CEILING:.2f}: everything can be found by sampling"
     return ""
-
-
-def mean(values: Iterator[float]) -> float:
-    values_ = list(values)
-    return sum(values_) / len(values_)

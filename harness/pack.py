@@ -30,6 +30,7 @@ KEPT = re.compile(
 )
 TEXT = ("prompt", "completion")
 TABLES = ("comparison.toml", "runs.txt", "claims.jsonl", "search.json", "trials.jsonl")  # of a comparison
+LISTS = ("runs.txt", "claims.jsonl")  # of those: lines that stand beside what is there already; the others stay as they are
 
 
 def pack(name: str, root: Path, output: Path) -> int:
@@ -51,8 +52,7 @@ def pack(name: str, root: Path, output: Path) -> int:
         runs.append({"run": run, "files": found})
     tables = {path: (folder / path).read_text(encoding="utf-8") for path in TABLES if (folder / path).exists()}
     lines = [{"comparison": name, "files": tables, "texts": list(texts)}, *runs]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(lzma.compress(files.jsonl(lines).encode(), preset=9))
+    files.write(output, lzma.compress(files.jsonl(lines).encode(), preset=9))
     return len(done)
 
 
@@ -106,10 +106,16 @@ def unpack(packed: Path, root: Path) -> tuple[str, int]:
             if validated(RunConfig, json.loads(of_run["config.json"]), str(packed)).id != run:
                 raise BakeoffError(f"{packed}: {run} is not the run that its config.json describes")
             found[run] = of_run
-    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, lzma.LZMAError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise BakeoffError(f"{packed}: not a packed comparison: {error!r}") from None
-    for path, text in tables.items():
-        files.write(root / "comparisons" / name / path, text)
+    here = root / "comparisons" / name
+    with files.lock(here / "lock", "running this comparison"):
+        for path, text in tables.items():
+            if not (here / path).exists():
+                files.write(here / path, text)
+            elif path in LISTS:
+                known = (here / path).read_text(encoding="utf-8").splitlines()
+                files.write(here / path, "".join(f"{line}\n" for line in dict.fromkeys([*known, *text.splitlines()])))
     missing = [run for run in found if not (root / "runs" / run / "DONE").exists()]
     for run in missing:
         folder = root / "runs" / run

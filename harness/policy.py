@@ -6,13 +6,14 @@ import copy
 import hashlib
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness import moe
+from harness import models, moe
 from harness.mtp import Weights
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ class Policy(nn.Module):
         if self.routers:
             experts = len(cast(Tensor, self.routers[0].weight))
             self.register_buffer("lately_RE", torch.zeros(len(self.routers), experts))
+
+    @classmethod
+    def load(cls, folder: Path, dtype: str) -> tuple[Self, Any]:
+        """That of a model folder, its forward passes in `float32` or `bfloat16`, and its tokenizer."""
+        model, tokenizer = models.load(folder)
+        vocabulary = 1 + max(tokenizer.get_vocab().values())
+        return cls(model, torch.bfloat16 if dtype == "bfloat16" else torch.float32, vocabulary), tokenizer
 
     @property
     def device(self) -> torch.device:

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from harness import checks, devices, files, models, ops, plugins
 from harness.comparison import RunConfig
 from harness.errors import TrustError
-from harness.generate import generate
+from harness.generate import decoded, generate
 from harness.meter import CLOCK, Meter
 from harness.method import B, Batch, Method, Rollouts, padded
 from harness.policy import Policy, Scalar, checksum
@@ -67,9 +67,7 @@ class Run:
         self._shown = {row["step"] for row in files.read_jsonl(folder / "samples.jsonl")}
 
     def _load(self, folder: Path) -> Policy:
-        model, tokenizer = models.load(folder)
-        dtype = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
-        return Policy(model, dtype, 1 + max(tokenizer.get_vocab().values())).to(self.config.device)
+        return Policy.load(folder, self.config.dtype)[0].to(self.config.device)
 
     # what a method may ask for
 
@@ -213,8 +211,7 @@ class Run:
         return self.tokenizer(problem.prompt)["input_ids"]
 
     def text(self, tokens: list[int], ended: bool) -> str:
-        """A completion as the verifier sees it: special tokens other than the final EOS stay visible."""
-        return self.tokenizer.decode(tokens[:-1] if ended else tokens, clean_up_tokenization_spaces=False)
+        return decoded(self.tokenizer, tokens, ended)
 
     def pad(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> Batch:
         return padded(prompts, completions, self.tokenizer.pad_token_id).to(self.policy.device)
@@ -297,6 +294,8 @@ class Run:
         last = max((row["step"] for row in self._recorded), default=-1)
         self._shown = {step for step in self._shown if step <= last}
         self._samples.cut(sum(row["step"] <= last for row in files.read_jsonl(self.folder / "samples.jsonl")))
+        if rows := files.read_jsonl(self.folder / "experts.jsonl"):
+            files.write(self.folder / "experts.jsonl", files.jsonl(row for row in rows if row["step"] <= last))
         for path in (self.folder / "evals").glob("[0-9]*-*.jsonl"):
             if int(path.name.split("-")[0]) > last:
                 path.unlink()

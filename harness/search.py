@@ -178,7 +178,7 @@ def tried(default: RunConfig, drawn: dict[str, Value], seeds: Sequence[int]) -> 
 
 def grid(ranges: dict[str, Range], trials: int) -> dict[str, list[Value]]:
     """The values of each option on a grid of about as many cells as there are trials."""
-    n = next(n for n in range(2, trials + 2) if n ** len(ranges) >= trials or n > trials)
+    n = next(n for n in range(2, trials + 2) if n ** len(ranges) >= trials)
     return {r.drawn_as(name): r.grid(n) for name, r in ranges.items()}
 
 

@@ -33,7 +33,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from harness import files, models, plugins
 from harness.comparison import RunConfig, resolve_device
 from harness.errors import MISSING, BakeoffError, meant
-from harness.generate import generate
+from harness.generate import decoded, generate
 from harness.method import padded
 from harness.parse import validated
 from harness.policy import Policy, taken
@@ -151,9 +151,9 @@ class Sampler(TemplateLM):
         return self.tok_encode(context) or [self.prefix_token_id]
 
     def _completion(self, tokens: list[int], ended: bool, stops: Sequence[str]) -> Completion:
-        text = self.tokenizer.decode(tokens[:-1] if ended else tokens, clean_up_tokenization_spaces=False)
-        found = [at for stop in stops if (at := text.find(stop)) >= 0]
-        out = Completion(text[: min(found)] if found else text)
+        whole = decoded(self.tokenizer, tokens, ended)
+        found = [at for stop in stops if (at := whole.find(stop)) >= 0]
+        out = Completion(whole[: min(found)] if found else whole)
         out.ended = ended or bool(found)
         return out
 
@@ -307,9 +307,7 @@ def opened(name: str, root: Path) -> tuple[Policy, Any, Path | None]:
         model, device, dtype = models.location(name, root), resolve_device("auto"), "float32"
         if not model.exists():
             raise BakeoffError(f"{name} is not there yet; make it with bakeoff pretrain {name}")
-    loaded, tokenizer = models.load(model)
-    width = 1 + max(tokenizer.get_vocab().values())
-    policy = Policy(loaded, torch.bfloat16 if dtype == "bfloat16" else torch.float32, width)
+    policy, tokenizer = Policy.load(model, dtype)
     return policy.to(device).frozen(), tokenizer, folder
 
 

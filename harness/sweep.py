@@ -118,9 +118,10 @@ class Sweep:
     def hopeless(self, claim: Claim, seed: int, i: int) -> bool:
         """Whether a pruner gives a trial up after its i-th seed: by the scores of problems, or by their mean."""
         folder = self.root / "runs" / self.runs(claim, [seed])[0].id
+        objective = self.search.objectives[0]
         if self.search.pruner == "median":
-            return claim.study.prune(claim, [measured(folder)["pass@1"]], i)
-        scores = problems(folder)
+            return claim.study.prune(claim, [measured(folder)[objective]], i)
+        scores = problems(folder, objective)
         return claim.study.prune(claim, scores, i * len(scores))
 
     def tell(self, claim: Claim, state: TrialState, seeds: Sequence[int], why: str = "") -> str:
@@ -304,13 +305,12 @@ def measured(folder: Path) -> dict[str, float]:
     return {name: last[f"eval/{name}"] for name in MEASURED}
 
 
-def problems(folder: Path) -> list[float]:
-    """The share of right completions of each validation problem, in the last evaluation."""
-    lines = files.read_jsonl(max((folder / "evals").glob("[0-9]*-validation.jsonl")))
-    right = dict[str, list[bool]]()
-    for line in lines:
-        right.setdefault(line["problem"], []).append(line["reward"] == 1.0)
-    return [sum(tries) / len(tries) for tries in right.values()]
+def problems(folder: Path, objective: str) -> list[float]:
+    """Mean reward, or pass@1, of each validation problem in the last evaluation."""
+    found = dict[str, list[float]]()
+    for line in files.read_jsonl(max((folder / "evals").glob("[0-9]*-validation.jsonl"))):
+        found.setdefault(line["problem"], []).append(line["reward"] if objective == "reward" else float(line["reward"] == 1.0))
+    return [sum(tries) / len(tries) for tries in found.values()]
 
 
 def cost(folder: Path) -> dict[str, float]:

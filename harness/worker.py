@@ -70,7 +70,7 @@ def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror
     except Interrupted:
         return INTERRUPTED
     except BakeoffError as error:
-        files.write(folder / "FAILED", f"{error}\n")
+        files.write(folder / "FAILED", f"{type(error).__name__}: {error}\n")
     except Exception:
         files.write(folder / "FAILED", traceback.format_exc())
     finally:

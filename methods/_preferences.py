@@ -50,6 +50,7 @@ class LearnedReward:
     def fit(self, run: Run, model: Scalar) -> None:
         pairs = collect(run, self.share, self.sets, self.group, self.noise)
         fit_reward_model(run, model, pairs, self.reward_lr, self.reward_epochs)
+        run.freeze("reward model", model)
 
 
 @dataclass

@@ -44,7 +44,6 @@ class BestOfN(LearnedReward, Untrained):
 
     def prepare(self, run: Run) -> None:
         self.fit(run, self.reward_model)
-        run.freeze("reward model", self.reward_model)
 
     def state(self) -> dict[str, Any]:
         return {"reward_model": self.reward_model.state_dict()}

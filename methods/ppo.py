@@ -79,7 +79,6 @@ class PPO(LearnedReward, Method[PPOBatch]):
         if self.source == "learned":
             self.fit(run, self.reward_model)
             self.critic.load_state_dict(self.reward_model.state_dict())
-            run.freeze("reward model", self.reward_model)
 
     def state(self) -> dict[str, Any]:
         return {"critic": self.critic.state_dict()} | (

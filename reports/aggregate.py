@@ -11,6 +11,7 @@ from math import nan
 
 import numpy as np
 
+from reports.bootstrap import DRAWS
 from reports.curves import Panel, Series, uneven_panel
 from reports.data import Data, data
 from reports.leaderboard import Board, is_base
@@ -82,7 +83,7 @@ def _aggregate(comparison: Comparison, boards: Sequence[Board], looks: Mapping[s
     caption = (
         f"{tasks}: {span([len(t) for t in tables.values()], 'seed')} finished on every task. IQM: the mean of the middle half of "
         "all scores. Better than the base: the chance that a run of the arm beats one of the base on the same task, ties half, "
-        "mean over tasks. In brackets: 95% of 2,000 bootstraps that draw runs within each task, too narrow for few seeds "
+        f"mean over tasks. In brackets: 95% of {DRAWS:,} bootstraps that draw runs within each task, too narrow for few seeds "
         "(docs/statistics.md); none for one seed."
     )
     columns = ("arm", "seeds", "iqm", "iqm_low", "iqm_high", "better_than_base", "better_low", "better_high")

@@ -126,10 +126,7 @@ def readable(read: Callable[[], T], run: Run) -> T:
 
 def _attempts(run: Run, split: str, kind: str, k: int) -> float:
     """Mean pass@k or maj@k over the problems of an evaluation, nan if a problem has fewer samples."""
-    problems: dict[str, list[Mapping[str, Any]]] = {}
-    for row in readable(lambda: run.evaluation(split), run):
-        if not row.get("greedy"):
-            problems.setdefault(str(row["problem"]), []).append(row)
+    problems = readable(lambda: run.sampled(split), run)
     if not problems or min(map(len, problems.values())) < k:
         return float("nan")
     scores: list[float] = []
@@ -243,6 +240,9 @@ def _peak(comparison: Comparison, metric: str, arms: Arms, against: Arms) -> See
 
 
 def _frontier(comparison: Comparison, metric: str, arms: Arms, against: Arms) -> Seeds:
+    if not arms or not against:
+        raise NotTestable("frontier takes arms and arms to hold them against")
+
     def points(selectors: Sequence[str]) -> dict[int, list[tuple[float, float]]]:
         found: dict[int, list[tuple[float, float]]] = {}
         for selector in selectors:

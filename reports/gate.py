@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 
-from reports.load import Comparison, ReportError, Run
+from harness.errors import meant
+from reports.load import Comparison, ReportError, Run, by_seed
+from reports.numbers import span
 from reports.stats import Interval, paired, t_interval
 
 EXPRESSION = re.compile(r"\s*(?P<left>[^<>=]+?)\s*(?P<sign><=|>=|<|>)\s*(?P<right>[^<>=]+?)\s*")
@@ -57,7 +58,7 @@ class Decision:
         if isfinite(d.low):
             said = f"difference {d.mean:+.4g}, 95% CI {d.low:+.4g} to {d.high:+.4g}, {d.n} seeds"
         else:
-            said = f"{d.n} seeds in common, too few for an interval"
+            said = f"{span([d.n], 'seed')} in common, too few for an interval"
         if self.lost:
             said += f", {self.lost} run{'s' * (self.lost != 1)} failed or to go"
         verdict = "passed, the interval does not say so"
@@ -68,11 +69,6 @@ class Decision:
 
 def _refused(text: str, problem: str) -> ReportError:
     return ReportError(Path("--fail-if"), f"{text!r}: {problem}")
-
-
-def _meant(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (there is: {', '.join(known)})"
 
 
 def _term(text: str, comparison: Comparison, expression: str) -> Term:
@@ -86,13 +82,13 @@ def _term(text: str, comparison: Comparison, expression: str) -> Term:
         return Term(number=number)
     arm = max((label for label in comparison.labels if text.startswith(f"{label}.")), key=len, default="")
     if not arm:
-        raise _refused(expression, f"no arm in {text!r}{_meant(text.partition('.')[0], comparison.labels)}")
+        raise _refused(expression, f"no arm in {text!r}{meant(text.partition('.')[0], comparison.labels)}")
     metric = text[len(arm) + 1 :]
     known = {str(column) for run in comparison.runs if run.label == arm for column in run.metrics}
     column = next((name for name in (metric, f"test/{metric}") if name in known), "")
     if not column:
         names = sorted(name.removeprefix("test/") for name in known)
-        raise _refused(expression, f"{arm} has no metric {metric!r}{_meant(metric, names)}")
+        raise _refused(expression, f"{arm} has no metric {metric!r}{meant(metric, names)}")
     return Term(arm, column)
 
 
@@ -108,8 +104,7 @@ def parse(text: str, comparison: Comparison) -> Gate:
 
 
 def _values(term: Term, runs: Sequence[Run]) -> Mapping[int, float]:
-    found = {run.seed: run.final(term.column) for run in runs if run.done and run.label == term.arm and run.seed is not None}
-    return {seed: value for seed, value in found.items() if isfinite(value)}
+    return by_seed((run for run in runs if run.label == term.arm), term.column)
 
 
 def _difference(gate: Gate, runs: Sequence[Run]) -> Interval:

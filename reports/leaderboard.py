@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite, isnan, nan
+from math import isfinite, nan
 from typing import Any
 
 import pandas as pd
 
 from reports.finding import finding
-from reports.load import HEADLINE, Comparison, Run
+from reports.load import HEADLINE, Comparison, Run, by_seed
 from reports.numbers import percent, points, si
 from reports.stats import Interval, paired, t_interval
 
@@ -55,18 +55,13 @@ def is_control(run: Run) -> bool:
     return not is_base(run) and any(word in said for word in CONTROL_WORDS)
 
 
-def _by_seed(runs: Iterable[Run], name: str) -> dict[int, float]:
-    values = {run.seed: run.final(name) for run in runs if run.done and run.seed is not None}
-    return {seed: value for seed, value in sorted(values.items()) if not isnan(value)}
-
-
 def _forgetting(runs: list[Run], base: list[Run]) -> Interval:
     """Change of the mean pass@1 on the other tasks against the base, over the tasks that both were asked."""
     names = [{column for run in side for column in run.metrics if _is_other(column)} for side in (runs, base)]
     shared = sorted(set.intersection(*names))
     if not shared:
         return t_interval([])
-    mine, theirs = ([_by_seed(side, name) for name in shared] for side in (runs, base))
+    mine, theirs = ([by_seed(side, name) for name in shared] for side in (runs, base))
     seeds = set.intersection(*(set(values) for values in (*mine, *theirs)))
     return t_interval(sum(m[seed] - b[seed] for m, b in zip(mine, theirs, strict=True)) / len(shared) for seed in sorted(seeds))
 
@@ -81,9 +76,9 @@ def _spread(name: str, interval: Interval) -> dict[str, float]:
 
 def _row(runs: list[Run], base: list[Run]) -> dict[str, Any]:
     first = runs[0]
-    scores = _by_seed(runs, HEADLINE)
+    scores = by_seed(runs, HEADLINE)
     nothing = t_interval([])
-    against = {name: nothing if is_base(first) else paired(_by_seed(runs, key), _by_seed(base, key))
+    against = {name: nothing if is_base(first) else paired(by_seed(runs, key), by_seed(base, key))
                for name, key in {"delta": HEADLINE, "ood_delta": "ood/pass@1"}.items()}  # fmt: skip
     row: dict[str, Any] = {
         "arm": first.label,
@@ -98,12 +93,12 @@ def _row(runs: list[Run], base: list[Run]) -> dict[str, Any]:
         **_spread("pass@1", t_interval(scores.values())),
         **_spread("delta", against["delta"]),
         "delta_seeds": against["delta"].n,
-        **_spread("ood", t_interval(_by_seed(runs, "ood/pass@1").values())),
+        **_spread("ood", t_interval(by_seed(runs, "ood/pass@1").values())),
         **_spread("ood_delta", against["ood_delta"]),
         **_spread("forgetting", nothing if is_base(first) else _forgetting(runs, base)),
     }
     for name, key in MEANS.items():
-        values = list(_by_seed(runs, key).values())
+        values = list(by_seed(runs, key).values())
         row[name] = sum(values) / len(values) if values else nan
     return row
 

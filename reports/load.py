@@ -6,7 +6,7 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+
+from harness.errors import BakeoffError
 
 Status = Literal["done", "failed", "unfinished", "missing"]
 Record = Mapping[str, Any]
@@ -25,7 +27,7 @@ HEADLINE = "test/pass@1"
 NUMBER = (int, float)
 
 
-class ReportError(ValueError):
+class ReportError(BakeoffError, ValueError):
     """A folder that cannot be read: names the file and what is wrong with it."""
 
     def __init__(self, path: Path, problem: str):
@@ -80,6 +82,20 @@ class Run:
             if match and match["split"] == split:
                 found.append((int(match["step"]), path))
         return read_jsonl(max(found)[1]) if found else []
+
+    def sampled(self, split: str) -> dict[str, list[dict[str, Any]]]:
+        """Of the last evaluation on `split`, the rows of each problem that are not its greedy one."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in self.evaluation(split):
+            if not row.get("greedy"):
+                found.setdefault(str(row.get("problem")), []).append(row)
+        return found
+
+
+def by_seed(runs: Iterable[Run], name: str) -> dict[int, float]:
+    """The last value under that name of each finished run that has one."""
+    values = {run.seed: run.final(name) for run in runs if run.done and run.seed is not None}
+    return {seed: value for seed, value in sorted(values.items()) if isfinite(value)}
 
 
 @dataclass(frozen=True)

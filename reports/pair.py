@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports.load import ReportError, Run, load_run
-from reports.provenance import written
+from reports.load import ReportError, load_run
+from reports.provenance import flat
 from reports.stats import Interval, clustered
 
 
@@ -44,7 +44,7 @@ def pair(root: Path, before: str, after: str) -> Pair:
     for run in runs:
         if not run.done:
             raise ReportError(run.directory, f"{run.status}: {run.reason}; only finished runs can be compared")
-    asked = [_by_problem(run) for run in runs]
+    asked = [run.sampled(run.split) for run in runs]
     shared = [problem for problem in asked[0] if problem in asked[1]]
     if len(shared) < 2:
         raise ReportError(runs[1].directory, f"shares {len(shared)} problems of its {runs[0].split} split with {before}; needs 2")
@@ -74,23 +74,6 @@ def pair(root: Path, before: str, after: str) -> Pair:
     )
 
 
-def _by_problem(run: Run) -> dict[str, list[Mapping[str, Any]]]:
-    """The sampled completions of the last evaluation, by problem."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in run.evaluation(run.split):
-        if not row.get("greedy"):
-            found.setdefault(str(row["problem"]), []).append(row)
-    return found
-
-
 def _settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
-    one, other = _flat(before), _flat(after)
+    one, other = flat(before), flat(after)
     return tuple((key, one.get(key, "–"), other.get(key, "–")) for key in one | other if one.get(key) != other.get(key))
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings, with dots in the keys."""
-    flat: dict[str, str] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: written(value)}
-    return flat

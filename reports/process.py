@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reports.data import Data, data
-from reports.load import HEADLINE, Run
+from reports.load import HEADLINE, Run, by_seed
 from reports.numbers import span
 from reports.stats import Interval, paired, t_interval
 from reports.tally import Kind, Tally
@@ -47,11 +47,6 @@ class Process:
         return [row.label for row in self.rows if row.deltas["pass@1"].low > 0 and row.deltas["trace"].high < 0]
 
 
-def _values(runs: Sequence[Run], column: str) -> dict[int, float]:
-    found = {run.seed: run.final(column) for run in runs if run.done and run.seed is not None}
-    return {seed: value for seed, value in sorted(found.items()) if value == value}
-
-
 def _share(counts: Counter[Kind], wanted: Kind) -> float:
     judged = counts[wanted[0], True] + counts[wanted[0], False]
     return counts[wanted] / judged if judged else float("nan")
@@ -63,16 +58,16 @@ def process(runs: Sequence[Run], tallies: Mapping[str, Tally]) -> Process | None
     for run in runs:
         if run.done:
             arms.setdefault(run.label, []).append(run)
-    known = tuple(name for name, column in MEASURES.items() if any(_values(found, column) for found in arms.values()))
+    known = tuple(name for name, column in MEASURES.items() if any(by_seed(found, column) for found in arms.values()))
     if not set(known) - {"pass@1"}:
         return None
     base = next((found for found in arms.values() if found[0].method == "base"), [])
     rows: list[Row] = []
     for label, found in arms.items():
         traces = sum((tallies[run.id].traces for run in found if run.id in tallies), Counter[Kind]())
-        spreads = {name: t_interval(_values(found, column).values()) for name, column in MEASURES.items()}
+        spreads = {name: t_interval(by_seed(found, column).values()) for name, column in MEASURES.items()}
         deltas = {
-            name: t_interval([]) if found is base else paired(_values(found, column), _values(base, column))
+            name: t_interval([]) if found is base else paired(by_seed(found, column), by_seed(base, column))
             for name, column in MEASURES.items()
         }
         rows.append(Row(label, spreads, deltas, _share(traces, LUCKY), _share(traces, VAIN)))

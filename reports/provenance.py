@@ -154,7 +154,7 @@ def commands(comparison: Comparison) -> list[str]:
     found: set[str] = set()
     for run in comparison.runs:
         argv = run.environment.get("argv")
-        if isinstance(argv, list) and "run" in argv:
+        if isinstance(argv, list) and {"run", "sweep"} & set(argv):
             found.add(shlex.join([PurePath(str(argv[0])).name, *map(str, argv[1:])]))
     return sorted(found)
 
@@ -169,7 +169,7 @@ def redo(comparison: Comparison, run: Run) -> str:
     sweep = next((value for value in arguments if value.endswith(".toml") and "=" not in value), None)
     known = {other.id: other for other in comparison.runs}
     chain = _chain(known, run)
-    if sweep is None or not chain:
+    if sweep is None or "run" not in arguments or not chain:
         return ""
     given = [value for value in arguments if "=" in value and not value.startswith(("-", "methods", "name="))]
     arms = ", ".join(f"{json.dumps(one.label)} = {_table(one, known)}" for one in chain)

@@ -16,6 +16,7 @@ from typing import Any
 
 from reports.curves import ticks
 from reports.data import Data, data
+from reports.frontier import envelope
 from reports.load import HEADLINE, Comparison, ReportError, read_jsonl
 from reports.numbers import DASH, percent, points, si, tick
 from reports.stats import Interval, paired
@@ -214,12 +215,8 @@ def _front(scored: Sequence[Mapping[str, Any]], first: str, height: Height, tune
     most = max(row["means"]["kl"] for row in scored)
     across = Scale({"uniform": [0.0, most if most > 0 else 1.0]})
     dots = [Dot(across.place(r["means"]["kl"]), height.place(r["means"][first]), _state(r, tuned), _said(r)) for r in scored]
-    stairs, top = list[tuple[float, float]](), -1.0
-    allowed = [row for row in scored if row["state"] == "complete" and row["feasible"]]
-    for row in sorted(allowed, key=lambda row: (row["means"]["kl"], -row["means"][first])):
-        if row["means"][first] > top:
-            top = row["means"][first]
-            stairs.append((across.place(row["means"]["kl"]), height.place(top)))
+    allowed = [row["means"] for row in scored if row["state"] == "complete" and row["feasible"]]
+    stairs = [(across.place(kl), height.place(top)) for kl, top in envelope((means["kl"], means[first]) for means in allowed)]
     paths = (("front", _path(stairs)),) if stairs else ()
     return Chart("Pareto front", tuple(dots), paths, across.marks(), height.marks, "KL, nats a token")
 
@@ -271,7 +268,7 @@ def _study(comparison: Comparison, label: str, rows: Sequence[dict[str, Any]], f
     kinds = study["importances"]
     default, chosen = (_tested(comparison, f"{label}-{arm}") for arm in ("default", "tuned"))
     difference = paired(chosen, default) if default.keys() & chosen.keys() else None
-    means = tuple(percent(sum(s.values()) / len(s)) if s else "–" for s in (default, chosen))
+    means = tuple(percent(sum(s.values()) / len(s)) if s else DASH for s in (default, chosen))
     again = [
         (
             one["trial"],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import Any
 
 from reports.finding import ENOUGH_SEEDS
-from reports.load import Comparison, ReportError, Run
+from reports.load import Comparison, ReportError, Run, by_seed
 from reports.numbers import DASH, more_nats, nats, percent, points, si, signed, span, whole
 from reports.stats import Interval, t_interval
 
@@ -183,12 +183,6 @@ def arms(comparison: Comparison, task: str, model: str) -> dict[str, list[Run]]:
     for run in comparison.of(task, model):
         found.setdefault(run.label, []).append(run)
     return found
-
-
-def by_seed(runs: Iterable[Run], name: str) -> dict[int, float]:
-    """The last value under that name of each finished run that has one."""
-    values = {run.seed: run.final(name) for run in runs if run.done and run.seed is not None}
-    return {seed: value for seed, value in sorted(values.items()) if isfinite(value)}
 
 
 def cell(interval: Interval, unit: str, reason: str) -> Cell:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import nan
 
 from reports.leaderboard import is_base, is_control
-from reports.load import HEADLINE, Comparison, Run
+from reports.load import HEADLINE, Comparison, Run, by_seed
 from reports.stats import maj_at_k, paired, pass_at_k, t_interval
-from reports.tables_cells import Block, Cell, Table, arms, by_seed, cell, finished, mean, measured, refuse, table, why
+from reports.tables_cells import Block, Cell, Table, arms, cell, finished, mean, measured, refuse, table, why
 
 REINFORCED = ("grpo", "ppo")
 DISTILLED = "distill"
@@ -20,7 +20,6 @@ SPENT = {
     "peak_bytes": "peak bytes",
 }
 TERA, MILLION = 1e12, 1e6
-LEFT_OUT = "\0"  # in place of an answer that is not there
 
 
 def _place(task: str, model: str) -> str:
@@ -76,7 +75,7 @@ def r1_distill(comparison: Comparison) -> Table:
                 Cell(label),
                 finished(runs),
                 *(measured(runs, name, "share") for name in names.values()),
-                _at("maj", runs, drawn, most, _maj) if most else Cell(nan, "share", reason="no samples"),
+                _at(runs, drawn, most, _maj) if most else Cell(nan, "share", reason="no samples"),
                 mean(runs, "budget/flops", "amount"),
             )
             for label, runs in shown.items()
@@ -194,7 +193,7 @@ def passk(comparison: Comparison) -> Table:
     for name, score in (("pass", _pass), ("maj", _maj)):
         for task, model in comparison.sections:
             rows = [
-                (Cell(label), finished(runs), *(_at(name, runs, drawn, k, score) for k in ks))
+                (Cell(label), finished(runs), *(_at(runs, drawn, k, score) for k in ks))
                 for label, runs in arms(comparison, task, model).items()
             ]
             header = ("arm", "seeds", *(f"{name}@{k}" for k in ks))
@@ -219,16 +218,10 @@ def _samples(comparison: Comparison) -> tuple[dict[str, list[list[Sample]]], int
 
 def _drawn(run: Run) -> list[list[Sample]]:
     """The samples of each problem that a run was scored on."""
-    found: dict[str, list[Sample]] = {}
-    for row in run.evaluation(run.split):
-        if not row.get("greedy"):
-            answer = row.get("answer", LEFT_OUT)
-            found.setdefault(str(row.get("problem")), []).append((row.get("reward") == 1.0, answer))
-    return list(found.values())
+    return [[(row.get("reward") == 1.0, row.get("answer")) for row in rows] for rows in run.sampled(run.split).values()]
 
 
 def _at(
-    name: str,
     runs: Sequence[Run],
     drawn: Mapping[str, list[list[Sample]]],
     k: int,
@@ -236,8 +229,6 @@ def _at(
 ) -> Cell:
     """The t interval over seeds of the mean over problems."""
     known = [drawn[run.id] for run in runs if drawn.get(run.id)]
-    if name == "maj" and any(answer == LEFT_OUT for found in known for samples in found for _, answer in samples):
-        return Cell(nan, "share", reason="these packed results hold no answers")
     try:
         means = [sum(score(samples, k) for samples in found) / len(found) for found in known]
     except ValueError as error:

@@ -314,6 +314,13 @@ def test_a_frontier_is_the_area_that_one_group_of_arms_has_over_another():
     assert of(runs, "frontier", "eval/x", arms=("a",), against=("b",)) == pytest.approx({0: 0.3})
 
 
+def test_a_frontier_of_one_group_alone_is_not_testable():
+    runs = [run("a", 0, eval__kl=[0.0, 1.0], eval__x=[0.0, 0.5])]
+    for sides in ({"arms": ("a",), "against": ()}, {"arms": (), "against": ("a",)}):
+        with pytest.raises(NotTestable, match="frontier takes arms and arms to hold them against"):
+            of(runs, "frontier", "eval/x", **sides)
+
+
 def test_a_frontier_is_drawn_of_seeds_that_all_its_arms_have_finished():
     curve = {"eval__kl": [0.0, 1.0], "eval__x": [0.0, 0.5]}
     runs = [run(label, s, **curve) for label in ("a", "b", "c") for s in (0, 1, 2)]

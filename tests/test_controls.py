@@ -42,12 +42,6 @@ def test_a_policy_that_is_its_own_teacher_has_nothing_to_learn(root):
     assert abs(losses[0]) < 1e-6
 
 
-@pytest.mark.slow
-def test_preferences_ranked_by_a_coin_teach_no_order(root):
-    folder = trained(root, method="dpo", lr=1e-3, prompts=16, noise=0.5)
-    assert files.read_json(folder / "card.json")["reward"].endswith("50% of it wrong")
-
-
 @pytest.mark.parametrize(
     ("label", "method", "options", "control"),
     [

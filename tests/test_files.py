@@ -194,3 +194,11 @@ def test_a_table_written_as_toml_is_read_back_as_it_was(path):
 def test_keys_and_texts_of_any_kind_are_quoted_in_toml():
     table = {"a b": [{"x-1": 'q"\n\\', "é": True}], "t": {"1.0": {"n": 1e-5, "none": []}}}
     assert tomllib.loads(files.toml(table)) == table
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('garbage\n{"step": 1}\n')
+    assert files.tail_jsonl(path) == {"step": 1}
+    with pytest.raises(BakeoffError, match=r"metrics\.jsonl: b'garbage' is not a record; the file is damaged"):
+        files.read_jsonl(path)

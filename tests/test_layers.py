@@ -189,3 +189,10 @@ def test_no_method_knows_a_task_or_an_architecture():
     for path in (ROOT / "methods").glob("*.py"):
         code = path.read_text(encoding="utf-8").lower().split('"""', 2)[-1]
         assert [word for word in words if word in code] == [], path
+
+
+def test_what_reports_say_again_because_they_load_no_model_is_what_the_harness_says():
+    from harness import method, moe, study
+    from reports import heat, provenance, search
+
+    assert (heat.COLLAPSED, search.FEWEST, provenance.CHOICES) == (moe.COLLAPSED, study.FEWEST, method.CARD)

@@ -89,6 +89,8 @@ def test_of_a_run_that_was_not_tested_the_last_verdicts_on_validation_are_kept(s
         lambda lines: lines[1].update(run=lines[2]["run"]),
         lambda lines: lines[1]["files"].pop("config.json"),
         lambda lines: lines.clear(),
+        lambda lines: lines[1]["files"].update({"config.json": len(lines[0]["texts"])}),
+        lambda lines: lines[1].update(files=["config.json"]),
     ],
 )
 def test_a_file_that_was_tampered_with_is_refused_and_nothing_is_written(packed, tmp_path, change):
@@ -103,6 +105,22 @@ def test_what_is_not_there_or_not_packed_is_refused_in_one_line(tmp_path, cli):
     for args in (("unpack", tmp_path / "none.jsonl.xz"), ("unpack", tmp_path / "x.jsonl.xz"), ("pack", "nosuch")):
         code, out, err = cli(*args, "--root", tmp_path)
         assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_what_is_known_here_of_the_comparison_stays_and_the_rest_stands_beside_it(smoke, packed, tmp_path):
+    here = tmp_path / "root" / "comparisons" / "smoke"
+    here.mkdir(parents=True)
+    for path, text in (
+        ("runs.txt", "arithmetic-mine-smoke-s0-00000000\n"),
+        ("claims.jsonl", '{"digest": "mine", "finished": 0}\n'),
+    ):
+        (here / path).write_text(text)
+    (here / "comparison.toml").write_text("# mine")
+    unpack(packed, tmp_path / "root")
+    assert (here / "comparison.toml").read_text() == "# mine"
+    theirs = (smoke.root / "comparisons" / "smoke" / "runs.txt").read_text().split()
+    assert (here / "runs.txt").read_text().split() == ["arithmetic-mine-smoke-s0-00000000", *theirs]
+    assert files.read_jsonl(here / "claims.jsonl")[0] == {"digest": "mine", "finished": 0}
 
 
 def test_when_its_claims_were_written_down_is_kept_with_a_comparison(smoke, tmp_path):

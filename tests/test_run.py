@@ -18,6 +18,8 @@ from harness.comparison import RunConfig
 from harness.meter import Meter
 from harness.policy import checksum
 from harness.train import train
+from reports.health import stopped
+from reports.load import load_run
 
 SWEEP = tomllib.loads(SMOKE.read_text())
 POINTS, LIMIT = SWEEP["evaluation"]["points"], SWEEP["budget"]["flops"]
@@ -427,7 +429,7 @@ def test_an_arm_that_fails_is_named_with_its_step_and_the_others_finish(pretrain
     folders = {p.name.split("-")[1]: p for p in (root / "runs").iterdir()}
     assert (folders["sft"] / "DONE").exists()
     reasons = {arm: (folders[arm] / "FAILED").read_text() for arm in ("nan", "raises", "dies")}
-    assert reasons["nan"] == "step 3: the loss is nan; the weights are those before this step\n"
+    assert reasons["nan"] == "TrustError: step 3: the loss is nan; the weights are those before this step\n"
     assert reasons["raises"].startswith("Traceback")
     assert reasons["raises"].endswith("ZeroDivisionError: no data today\n")
     assert "exit code 9" in reasons["dies"]
@@ -435,3 +437,4 @@ def test_an_arm_that_fails_is_named_with_its_step_and_the_others_finish(pretrain
         assert not (folders[arm] / "DONE").exists()
         assert f"{folders[arm].name}: FAILED: {reason.strip().splitlines()[-1]}" in end.stderr
     assert numbers(folders["nan"])[-1]["step"] == 2
+    assert {arm: stopped(load_run(root, folders[arm].name)) for arm in reasons} == {"nan": True, "raises": False, "dies": False}

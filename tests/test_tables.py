@@ -151,16 +151,6 @@ def test_pass_and_maj_at_k_are_means_over_problems_then_over_seeds(tmp_path):
         assert seen(t_interval(sum(seed) / len(seed) for seed in scores), cell)
 
 
-def test_results_that_were_packed_without_answers_have_no_majority(tmp_path):
-    write_comparison(tmp_path, arms=("base", "grpo"))
-    for folder in folders(tmp_path, "grpo"):
-        rewrite(folder, "evals/*-test.jsonl", lambda row: {k: v for k, v in row.items() if k != "answer"})
-    found = blocks(tmp_path, "passk")
-    assert found["maj@k, arithmetic, tiny"]["grpo"]["maj@2"].reason == "these packed results hold no answers"
-    assert found["maj@k, arithmetic, tiny"]["base"]["maj@2"].n == 3
-    assert found["pass@k, arithmetic, tiny"]["grpo"]["pass@2"].n == 3
-
-
 def test_more_samples_than_a_majority_can_be_counted_of_leave_the_cell_empty(tmp_path):
     write_comparison(tmp_path, arms=("base",), seeds=1, problems=1)
     path = next(folders(tmp_path, "base", 1)[0].glob("evals/*-test.jsonl"))

@@ -2,13 +2,16 @@
 
 import json
 import lzma
+import re
 from pathlib import Path
 from statistics import mean
 
 import pytest
 
 from harness.pack import unpack
+from reports.claims import verdicts
 from reports.load import load
+from reports.search import search
 from reports.tables import FORMATS, STYLES, render
 from reports.tables_cells import UNITS
 
@@ -31,6 +34,17 @@ def unpacked(request, tmp_path_factory):
     texts = lines[0]["texts"]
     packed = {line["run"]: {path: texts[at] for path, at in line["files"].items() if isinstance(at, int)} for line in lines[1:]}
     return load(root, request.param), packed
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl.xz")), ids=lambda path: path.name.partition(".")[0])
+def test_every_packed_result_can_be_read_and_names_no_folder_of_the_machine_that_made_it(path, tmp_path):
+    text = lzma.decompress(path.read_bytes()).decode()
+    assert not re.search(r"/(tmp|home|root|work|Users)/", text)
+    name, runs = unpack(path, tmp_path)
+    comparison = load(tmp_path, name)
+    assert comparison.count("done") == runs
+    assert verdicts(comparison) or not comparison.asked.get("claims")
+    assert search(tmp_path / "comparisons" / name, comparison) or not name.startswith("search_")
 
 
 def test_every_style_that_the_runs_fill_is_rendered_in_every_format(unpacked):

@@ -45,8 +45,6 @@ def main() -> None:
             raise SystemExit(0) from None
         if isinstance(message := getattr(error, "format_message", None), Callable):
             fail(str(message()), 2)
-        if type(error).__name__ == "ReportError":
-            fail(str(error), 2)
         raise
     raise SystemExit(code)
 

@@ -150,7 +150,7 @@ def planned(root: Path, comparison: Comparison, runs: Sequence[RunConfig], at_on
               f"({asked.measured} like finished ones here, {asked.runs - asked.measured} assumed: docs/scale.md)")  # fmt: skip
     for row in told:
         points = f"{100 * row['detectable']:.1f} points" if seeds > 1 else "nothing: one has no interval"
-        source = f"measured on {row['pairs']} pairs of arms" if row["pairs"] else "the noise of decoding alone: at least"
+        source = f"measured on {row['pairs']} pairs of arms" if row["pairs"] else "about, from decoding alone"
         print(f"{row['task']}, {row['model']}: {seeds} seeds tell {points} of pass@1 ({source})")
 
 

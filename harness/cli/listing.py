@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli._shared import AsJson, Root
+from harness.errors import BakeoffError
 
 
 class Listed(StrEnum):
@@ -106,8 +107,11 @@ def runs(root: Path) -> list[dict[str, Any]]:
 
     rows = list[dict[str, Any]]()
     for path in sorted((root / "runs").glob("*/config.json")):
-        last = files.tail_jsonl(path.parent / "metrics.jsonl") or {}
         status = next((s for s in ("DONE", "FAILED") if (path.parent / s).exists()), "to go")
+        try:
+            last = files.tail_jsonl(path.parent / "metrics.jsonl") or {}
+        except BakeoffError as error:
+            last, status = {}, str(error)
         rows.append({"name": path.parent.name, "status": status, "step": last.get("step", 0), "pass@1": last.get("test/pass@1")})
     return rows
 
