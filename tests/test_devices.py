@@ -1,16 +1,18 @@
 """One run on several processes: the same losses, the same gradient, one record."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import METHODS, bakeoff, config_of, environment, new_root, numbers, open_run
+from conftest import METHODS, bakeoff, config_of, environment, new_root, numbers, open_run, start, until
 from replay import replay
 
 from harness import devices, files, models, worker
@@ -128,6 +130,30 @@ def test_a_comparison_on_two_devices_leaves_one_record_of_the_numbers_of_one(pre
     for row, other in zip(numbers(here), numbers(there), strict=True):
         assert row.keys() == other.keys()
         assert other == pytest.approx(row, abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.scale
+def test_the_processes_of_a_run_save_and_end_when_the_command_is_killed(pretrained, tmp_path):
+    pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'bakeoff[devices]'")
+    root = new_root(pretrained, tmp_path / "root")
+    (root / "small.toml").write_text(SWEEP.replace("steps = 3", "steps = 100000"))
+    command = start("run", "small.toml", "--no-wandb", "--devices", 2, cwd=root)
+    until(lambda: any(losses(run) for run in (root / "runs").glob("*")), 240, "the first step")
+    (run,) = (root / "runs").iterdir()
+    os.kill(command.pid, signal.SIGKILL)
+    command.communicate()
+    with files.lock(run / "lock", "running", patience=60):
+        assert (run / "checkpoint" / "state.json").exists()
+    until(lambda: not workers_of(run), 60, "the other processes")
+
+
+def workers_of(run):
+    """The processes that have its folder on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found += [path.parent.name] if str(run).encode() in path.read_bytes() else []
+    return found
 
 
 def test_weights_that_are_sharded_and_a_folder_that_is_no_run_are_refused_in_a_line(tmp_path, monkeypatch, capsys):
