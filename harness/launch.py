@@ -146,20 +146,22 @@ def ensure_bases(recipes: Sequence[Recipe], root: Path, threads: int, show: Disp
     missing = list({recipe.id: recipe for recipe in recipes if not (root / "bases" / recipe.id).exists()}.values())
     for start in sorted({recipe.start for recipe in missing if recipe.start}):
         ensure_base(models.presets()[start], root, show)
-    at_once = min(len(missing), threads // max((recipe.threads for recipe in missing), default=1))
-    if at_once < 2:
-        for recipe in missing:
+    together = [recipe for recipe in missing if 2 * recipe.threads <= threads]
+    for recipe in missing:
+        if len(together) < 2 or recipe not in together:
             ensure_base(recipe, root, show)
+    if len(together) < 2:
         return
-    show.say(f"pretraining {len(missing)} bases, {at_once} at a time")
-    update = show.add("pretraining", len(missing))
+    at_once = min(len(together), threads // max(recipe.threads for recipe in together))
+    show.say(f"pretraining {len(together)} bases, {at_once} at a time")
+    update = show.add("pretraining", len(together))
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("forkserver")) as pool:
-        waiting = {pool.submit(ensure_base, recipe, root, Silent()): recipe for recipe in missing}
+        waiting = {pool.submit(ensure_base, recipe, root, Silent()): recipe for recipe in together}
         try:
             for done, future in enumerate(as_completed(waiting), start=1):
                 facts = files.read_json(future.result() / "pretrained.json")
                 show.say(f"pretrained {waiting[future].id}: loss {facts['loss']:.3f}, {facts['seconds']:.0f} s")
-                update(done, f"{done} of {len(missing)}")
+                update(done, f"{done} of {len(together)}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
