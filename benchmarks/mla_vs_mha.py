@@ -3,7 +3,7 @@
 The presets `mla` and `dense`, random weights, float32, no compilation. 64 rows have read 512 tokens; the time is that of one more
 token in each, 32 times. Both are read by the native engine, MLA with its projections absorbed.
 
-ratio        seconds of a sampled token, mla over dense: at most 1.3 is asked
+ratio        seconds of a sampled token, mla over dense: target: at most 1.3
 ratio_stock  the same over transformers' own decoding of the dense model with its own cache
 """
 

@@ -4,8 +4,8 @@ The presets `moe` and `dense`, random weights, float32, no compilation. A traini
 of 48 tokens, what balances the experts, backward, and AdamW. A sampled token is one of 256 completions of 48 tokens, none of
 which is let end before.
 
-ratio           seconds of a training step, moe over dense: at most 1.6 is asked
-ratio_sampling  seconds of a sampled token, moe over dense: at most 1.6 is asked
+ratio           seconds of a training step, moe over dense: target: at most 1.6
+ratio_sampling  seconds of a sampled token, moe over dense: target: at most 1.6
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Make a base model: next-token prediction on a noisy mixture of worked and direct answers.
 
-The base must leave room to learn: it knows the format and some of the skill, thinks half of the time, and errs.
+The base must leave room to learn: it knows the format and some of the skill, thinks in part of its answers, and errs.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ targets = "own"           on-policy distillation (Agarwal et al. 2023, arXiv:230
 
 Every KL is exact, summed over the vocabulary. The mean over tokens within a completion favours short ones: the fixed point of
 "completions" is π_T(y|right)/|y|, renormalised. Hinton et al. weigh soft against hard targets without a fixed form; this is
-the convex one of the lecture.
+the convex one.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     data   x ~ task,  y_1 … y_K ~ π_ref(·|x),  pairs (x, y⁺, y⁻) as a noisy annotator ranks them
     loss   L(θ) = -E log σ(β [log π_θ(y⁺|x)/π_ref(y⁺|x) - log π_θ(y⁻|x)/π_ref(y⁻|x)])
-           aggregation = "mean", the lecture's form:  β/|y⁺| log … - β/|y⁻| log …, the mean log-ratio of a token
+           aggregation = "mean", the length-normalised form:  β/|y⁺| log … - β/|y⁻| log …, the mean log-ratio of a token
 
 Departures: the pairs are drawn as they are needed, so none is used twice and the data is as large as the budget allows;
 `source = "policy"` draws them from π_θ instead (online DPO, Guo et al. 2024, arXiv:2402.04792, with the verifier as annotator).

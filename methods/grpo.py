@@ -8,7 +8,7 @@
                k3_it = π_ref/π_θ - log(π_ref/π_θ) - 1
 
 k3 has π_ref over π_θ: its value is then unbiased for KL(π_θ‖π_ref) when y ~ π_θ (its gradient, as part of the loss, is that of
-KL(π_ref(·|s)‖π_θ(·|s)) at the states s that π_θ visits). The lecture's slide prints the inverse ratio, whose value is not
+KL(π_ref(·|s)‖π_θ(·|s)) at the states s that π_θ visits). Some expositions print the inverse ratio, whose value is not
 unbiased. One gradient step a batch, as in the paper, so ρ = 1 and the clip never acts.
 
 Variants by their options: Dr. GRPO (arXiv:2503.20783) is scale = "none", aggregation = "constant"; DAPO's normalisation and

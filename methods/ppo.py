@@ -9,7 +9,7 @@
 
 As in "The N Implementation Details of RLHF with PPO" (Huang et al. 2023): r_φ is normalised, a completion that was cut off gets
 r_φ = -1, Â is whitened, the critic starts from the reward model. Departures: r_φ has mean 0 and standard deviation 1 on held-out
-pairs, not on fresh samples; means are over tokens, then over completions (the lecture's form), not over the tokens of a
+pairs, not on fresh samples; means are over tokens, then over completions, not over the tokens of a
 minibatch; Â is whitened over the batch, not over each minibatch; policy and critic are separate networks, each with its own
 learning rate and clipping of its gradient.
 """

@@ -18,13 +18,15 @@ the reason, if a precondition (`requires`) fails, or where a part has no interva
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from harness.errors import BakeoffError, meant
 from harness.parse import validated
 from harness.register import digest
 from reports.evidence import NotTestable, Statistic, statistic, unfinished
@@ -128,7 +130,7 @@ class Claim:
     source: str
     parts: tuple[Part, ...]
     requires: tuple[Requirement, ...] = ()
-    number: int | None = None  # among the twelve of EVIDENCE
+    number: int | None = None  # among the papers' twelve (docs/results.md, Claims)
     caveat: str = ""  # said with every verdict
 
     def __post_init__(self) -> None:
@@ -164,9 +166,16 @@ class Verdict:
         return "; ".join(part.margin for part in self.parts)
 
 
-def read(tables: Mapping[str, Any], where: str) -> dict[str, Claim]:
-    """The claims of a comparison's file. Raises BakeoffError naming the field for one that is not a claim."""
-    return {name: validated(Claim, table, f"{where}: claims.{name}") for name, table in tables.items()}
+def read(tables: Mapping[str, Any], where: str, arms: Collection[str] | None = None) -> dict[str, Claim]:
+    """The claims of a comparison's file. Raises BakeoffError naming the field for one that is none, or is not on `arms`."""
+    claims = {name: validated(Claim, table, f"{where}: claims.{name}") for name, table in tables.items()}
+    for name, claim in claims.items():
+        for part in claim.parts:
+            for selector in (*part.arms, *part.others):
+                label = re.split("[@/]", selector)[0]
+                if arms is not None and label not in arms:
+                    raise BakeoffError(f"{where}: claims.{name}: no arm {label!r}{meant(label, arms)}")
+    return claims
 
 
 def verdicts(comparison: Comparison) -> list[Verdict]:

@@ -365,3 +365,16 @@ def test_the_command_prints_verdicts_and_refuses_what_makes_no_claims(tmp_path, 
     code, out, _ = cli("claims", "made-up", "--root", tmp_path)
     assert out.startswith("PASS          it: t (s)\n")
     assert cli("claims", "made", "--root", tmp_path)[0] == 2
+
+
+def test_a_claim_on_an_arm_that_the_file_does_not_have_is_refused_by_name():
+    table = {"c": {"text": "t", "source": "s", "parts": [{"arm": "grpo@moe", "against": "grpo-rnadom", "above": 0.0}]}}
+    with pytest.raises(BakeoffError, match=r"x.toml: claims.c: no arm 'grpo-rnadom' .did you mean 'grpo-random'"):
+        read(table, "x.toml", ["base", "grpo", "grpo-random"])
+    assert read(table, "x.toml", ["grpo", "grpo-rnadom"])
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_the_claims_of_every_sweep_are_on_arms_that_it_has(path):
+    table = tomllib.loads(path.read_text())
+    assert read(table["claims"], str(path), table["methods"])

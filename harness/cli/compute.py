@@ -72,7 +72,7 @@ def run(
     if comparison.claims:
         from reports.claims import read
 
-        read(comparison.claims, str(sweep))
+        read(comparison.claims, str(sweep), {*read_table(sweep, []).get("methods", {}), *comparison.methods})
     if dry_run:
         _, at_once = placement(Where.local, None, workers, comparison.device, comparison.threads)
         planned(root, comparison, part.of_runs(comparison.runs(root)), at_once // devices, as_json)
@@ -149,9 +149,13 @@ def planned(root: Path, comparison: Comparison, runs: Sequence[RunConfig], at_on
         print(f"about {asked.hours:.2g} hours of runs, {asked.hours / at_once:.2g} with {at_once} at a time "
               f"({asked.measured} like finished ones here, {asked.runs - asked.measured} assumed: docs/scale.md)")  # fmt: skip
     for row in told:
-        points = f"{100 * row['detectable']:.1f} points" if seeds > 1 else "nothing: one has no interval"
         source = f"measured on {row['pairs']} pairs of arms" if row["pairs"] else "about, from decoding alone"
-        print(f"{row['task']}, {row['model']}: {seeds} seeds tell {points} of pass@1 ({source})")
+        can = (
+            f"{seeds} seeds tell {100 * row['detectable']:.1f} points of pass@1 ({source})"
+            if seeds > 1
+            else "one seed has no interval"
+        )
+        print(f"{row['task']}, {row['model']}: {can}")
 
 
 def sweep(
