@@ -23,6 +23,7 @@ from harness import files
 from harness.comparison import NAME, RunConfig
 from harness.errors import BakeoffError
 from harness.parse import validated
+from harness.shard import Shard
 
 TEXTS = 20  # problems of each evaluation whose prompts and completions are kept
 KEPT = re.compile(
@@ -33,8 +34,8 @@ TABLES = ("comparison.toml", "runs.txt", "claims.jsonl", "search.json", "trials.
 LISTS = ("runs.txt", "claims.jsonl")  # of those: lines that stand beside what is there already; the others stay as they are
 
 
-def pack(name: str, root: Path, output: Path) -> int:
-    """Write the finished runs of a comparison to `output`; how many they are."""
+def pack(name: str, root: Path, output: Path, part: Shard) -> int:
+    """Write a slice of the finished runs of a comparison to `output`; how many they are."""
     folder = root / "comparisons" / name
     listed = (folder / "runs.txt").read_text(encoding="utf-8")
     done = [run for run in listed.split() if (root / "runs" / run / "DONE").exists()]
@@ -44,7 +45,7 @@ def pack(name: str, root: Path, output: Path) -> int:
         return texts.setdefault(text, len(texts))
 
     runs = list[dict[str, Any]]()
-    for run in done:
+    for run in done[part.index :: part.of]:
         found = {
             path: place(said) if isinstance(said, str) else {k: place(v) for k, v in said.items()}
             for path, said in kept(root / "runs" / run)
@@ -53,7 +54,7 @@ def pack(name: str, root: Path, output: Path) -> int:
     tables = {path: (folder / path).read_text(encoding="utf-8") for path in TABLES if (folder / path).exists()}
     lines = [{"comparison": name, "files": tables, "texts": list(texts)}, *runs]
     files.write(output, lzma.compress(files.jsonl(lines).encode(), preset=9))
-    return len(done)
+    return len(runs)
 
 
 def kept(folder: Path) -> Iterator[tuple[str, str | dict[str, str]]]:

@@ -10,6 +10,7 @@ from conftest import numbers, tree
 from harness import files
 from harness.errors import BakeoffError
 from harness.pack import TEXT, TEXTS, kept, pack, unpack
+from harness.shard import Shard
 
 pytestmark = pytest.mark.slow  # they wait for the smoke comparison
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.slow  # they wait for the smoke comparison
 @pytest.fixture
 def packed(smoke, tmp_path):
     path = tmp_path / "smoke.jsonl.xz"
-    assert pack("smoke", smoke.root, path) == len(smoke.runs)
+    assert pack("smoke", smoke.root, path, Shard()) == len(smoke.runs)
     return path
 
 
@@ -46,13 +47,24 @@ def test_an_unpacked_comparison_has_its_numbers_and_counts_as_done(smoke, packed
 
 def test_packing_again_gives_the_same_bytes_and_keeps_the_text_of_the_first_problems_alone(smoke, packed, tmp_path):
     again = tmp_path / "again.jsonl.xz"
-    pack("smoke", smoke.root, again)
+    pack("smoke", smoke.root, again, Shard())
     assert again.read_bytes() == packed.read_bytes()
     unpack(packed, tmp_path / "root")
     for path in (tmp_path / "root").rglob("evals/*.jsonl"):
         rows = files.read_jsonl(path)
         told = {row["problem"] for row in rows if row["prompt"]}
         assert len(told) == min(TEXTS, len({row["problem"] for row in rows}))
+
+
+def test_slices_are_together_what_the_whole_is(smoke, packed, tmp_path, cli):
+    slices = [tmp_path / f"{i}.jsonl.xz" for i in range(2)]
+    for i, path in enumerate(slices):
+        assert cli("pack", "smoke", "--shard", f"{i}/2", "-o", path, "--root", smoke.root)[0] == 0
+    for source, root in (([packed], tmp_path / "whole"), (slices, tmp_path / "sliced")):
+        assert cli("unpack", *source, "--root", root)[0] == 0
+    found = {path.name: numbers(path) for path in (tmp_path / "sliced" / "runs").iterdir()}
+    assert found == {path.name: numbers(path) for path in (tmp_path / "whole" / "runs").iterdir()}
+    assert len(found) == len(smoke.runs)
 
 
 def verdicts(path):
@@ -126,6 +138,6 @@ def test_what_is_known_here_of_the_comparison_stays_and_the_rest_stands_beside_i
 def test_when_its_claims_were_written_down_is_kept_with_a_comparison(smoke, tmp_path):
     shutil.copytree(smoke.root / "comparisons", tmp_path / "here" / "comparisons")
     (tmp_path / "here" / "comparisons" / "smoke" / "claims.jsonl").write_text('{"digest": "d", "finished": 0}\n')
-    pack("smoke", tmp_path / "here", tmp_path / "smoke.jsonl.xz")
+    pack("smoke", tmp_path / "here", tmp_path / "smoke.jsonl.xz", Shard())
     unpack(tmp_path / "smoke.jsonl.xz", tmp_path / "there")
     assert files.read_jsonl(tmp_path / "there" / "comparisons" / "smoke" / "claims.jsonl") == [{"digest": "d", "finished": 0}]

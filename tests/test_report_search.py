@@ -7,6 +7,7 @@ import pytest
 from synthetic import write_comparison
 
 from harness.pack import pack, unpack
+from harness.shard import Shard
 from reports.html import render
 from reports.load import ReportError, load
 from reports.search import Scale, search
@@ -210,7 +211,7 @@ def test_the_page_has_the_panels_and_of_few_trials_says_that_importances_are_mis
 def test_a_search_is_packed_with_its_comparison(tmp_path):
     folder = write_search(tmp_path, [trial(0, 0.3), trial(1, 0.4)])
     (folder / "runs.txt").write_text("")
-    pack("demo", tmp_path, tmp_path / "demo.jsonl.xz")
+    pack("demo", tmp_path, tmp_path / "demo.jsonl.xz", Shard())
     unpack(tmp_path / "demo.jsonl.xz", tmp_path / "there")
     for name in ("search.json", "trials.jsonl"):
         assert (tmp_path / "there" / "comparisons" / "demo" / name).read_text() == (folder / name).read_text()

@@ -28,11 +28,12 @@ FILLED = {
 @pytest.fixture(scope="module", params=FILLED)
 def unpacked(request, tmp_path_factory):
     """The comparison, and what is packed of each run: {id: {file: text}}."""
-    root, path = tmp_path_factory.mktemp(request.param), RESULTS / f"{request.param}.jsonl.xz"
-    unpack(path, root)
-    lines = [json.loads(line) for line in lzma.decompress(path.read_bytes()).splitlines()]
-    texts = lines[0]["texts"]
-    packed = {line["run"]: {path: texts[at] for path, at in line["files"].items() if isinstance(at, int)} for line in lines[1:]}
+    root, packed = tmp_path_factory.mktemp(request.param), {}
+    for path in (*RESULTS.glob(f"{request.param}.jsonl.xz"), *RESULTS.glob(f"{request.param}-?-of-?.jsonl.xz")):
+        unpack(path, root)
+        first, *lines = [json.loads(line) for line in lzma.decompress(path.read_bytes()).splitlines()]
+        texts = first["texts"]
+        packed |= {line["run"]: {path: texts[at] for path, at in line["files"].items() if isinstance(at, int)} for line in lines}
     return load(root, request.param), packed
 
 

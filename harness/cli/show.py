@@ -159,18 +159,26 @@ def samples(
 def pack(
     name: Annotated[str, typer.Argument(help="the name of a comparison")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="where to (default: docs/results/NAME.jsonl.xz)")] = None,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="only the I-th of N slices of the runs")] = "0/1",
     root: Root = Path(),
 ) -> None:
-    """Write the finished runs of a comparison to one small file, without weights: to commit, or to continue elsewhere."""
+    """Write the finished runs of a comparison to a small file, without weights: to commit, or to continue elsewhere."""
     from harness.pack import pack
+    from harness.shard import Shard
 
-    output = output or Path("docs/results") / f"{name}.jsonl.xz"
-    print(f"{pack(known_comparison(root, name), root, output)} runs in {output}, {output.stat().st_size / 1e6:.2f} MB")
+    part = Shard.read(shard)
+    slice_ = f"-{part.index}-of-{part.of}" if part.of > 1 else ""
+    output = output or Path("docs/results") / f"{name}{slice_}.jsonl.xz"
+    print(f"{pack(known_comparison(root, name), root, output, part)} runs in {output}, {output.stat().st_size / 1e6:.2f} MB")
 
 
-def unpack(packed: Annotated[Path, typer.Argument(help="a file that bakeoff pack has written")], root: Root = Path()) -> None:
-    """Put the runs of a packed comparison back, where they count as done: report them, or run what is missing."""
+def unpack(
+    packed: Annotated[list[Path], typer.Argument(help="files that bakeoff pack has written")],
+    root: Root = Path(),
+) -> None:
+    """Put the runs of packed comparisons back, where they count as done: report them, or run what is missing."""
     from harness.pack import unpack
 
-    name, runs = unpack(packed, root)
-    print(f"{name}: {runs} runs unpacked; bakeoff report {name} shows them")
+    for path in packed:
+        name, runs = unpack(path, root)
+        print(f"{name}: {runs} runs unpacked; bakeoff report {name} shows them")
