@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # |log π_trainer - log π_sampler| of a token before any update; a few may be off by up to a hundred times that
 LOG_RATIO = {"float32": 1e-4, "bfloat16": 0.2}
+OTHER_ENGINE = {"float32": 0.01, "bfloat16": 0.2}  # the same of nine tokens in ten, under kernels that are not the trainer's
 FIRST_LOSS = {"float32": 1e-4, "bfloat16": 0.05}  # |loss before the first step - what theory says|
 KL_AT_START = {"float32": 1e-6, "bfloat16": 1e-4}  # nats a token
 
@@ -53,6 +54,13 @@ def agreement(run: Run, logp_N: Tensor, sampled_N: Tensor, what: str, one_in: in
     for worst, allowed in ((float(off_N.max()), tail), (typical, bound)):
         if not worst < allowed:
             raise TrustError(f"{what}: sampler and trainer differ by {worst:.2g} in log-probability (bound {allowed:g})")
+
+
+def same_policy(run: Run, logp_N: Tensor, sampled_N: Tensor) -> None:
+    """An engine that is not the trainer's has the weights that are trained."""
+    off, bound = float((logp_N - sampled_N).abs().quantile(0.9)), OTHER_ENGINE[run.config.dtype]
+    if not off < bound:
+        raise TrustError(f"vLLM samples from another policy: log-probabilities of a tenth are {off:.2g} apart (bound {bound:g})")
 
 
 def first_loss(run: Run, loss: float, expected: float | None) -> None:

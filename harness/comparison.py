@@ -27,6 +27,7 @@ from harness.task import Task
 STRICT = ConfigDict(extra="forbid")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
+Engine = Literal["own", "vllm"]
 Size = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -70,13 +71,18 @@ class RunConfig:
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     micro_batch: int = 32
+    engine: Engine = "own"
 
     @cached_property
     def id(self) -> str:
         """arithmetic-grpo-dense-s0-3f9a1c2e: the same configuration is always the same directory."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         model = self.model if NAME.fullmatch(self.model) else self.base.rsplit("-", 1)[0]
         return re.sub(r"[^a-z0-9._-]+", "-", f"{self.task}-{self.label}-{model}-s{self.seed}-{digest}".lower())
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this run: every field, but the one that came later than runs did only where it is not the default."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("engine", "own")}
 
     def build(self) -> Method[Any]:
         """The method with its options."""
@@ -104,6 +110,9 @@ class Comparison:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast over float32 weights
     micro_batch: Positive = 32  # sequences that pass through the model at once, those of like length together
+    engine: Engine = (
+        "own"  # that samples rollouts (harness/vllm_engine.py); evaluation is by our own
+    )
     claims: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])  # reports/claims.py
 
     def runs(self, root: Path) -> list[RunConfig]:
@@ -137,6 +146,7 @@ class Comparison:
                     device=device,
                     dtype=self.dtype,
                     micro_batch=self.micro_batch,
+                    engine=self.engine,
                 )
         return list(made.values())
 

@@ -37,7 +37,7 @@ def join(device: str) -> None:
 
 
 def several() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:

@@ -107,6 +107,7 @@ class Rollouts(Batch):
     ended_B: Tensor  # 1 where the completion ended by itself, 0 where it was cut off
     formed_B: Tensor  # 1 where it reasons and then answers, whatever it says
     trace_B: Tensor  # 1 where its reasoning holds, by the task's rule
+    weight_BT: Tensor  # what each token counts for in an expectation over the policy: 1, unless another engine sampled; 0 outside
 
 
 B = TypeVar("B", bound=Batch)

@@ -14,7 +14,7 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from harness import checks, devices, files, models, ops, plugins
+from harness import checks, devices, files, models, ops, plugins, vllm_engine
 from harness.comparison import RunConfig
 from harness.errors import TrustError
 from harness.generate import decoded, generate
@@ -53,6 +53,7 @@ class Run:
         self.reference = copy.deepcopy(self.policy)  # π_ref: the policy's own start
         self.freeze("reference", self.reference)
         self.base = self._load(base).frozen() if config.start else self.reference  # what eval/kl is measured from
+        self.vllm = vllm_engine.VLLM(self.policy, base) if config.engine == "vllm" else None
         self.best_of: tuple[int, Callable[[Batch], Tensor]] | None = None  # answers are the best of so many by this score, [B]
         self.decoding = "evaluation"  # which random numbers completions are evaluated with
         self.meter = Meter()
@@ -93,6 +94,8 @@ class Run:
     def rollouts(self, problems: Sequence[Problem], group: int = 1) -> Rollouts:
         """`group` completions of each problem by the policy, judged by the verifier; metered, plotted, some of them shown."""
         y, shown = self._sample(self.policy, problems, group, "rollout")
+        if self.vllm:
+            y = self._weighed(y)
         lengths_B = y.mask_BT.sum(-1)
         finished_B = lengths_B[y.ended_B.bool()]
         reward_PG = y.reward_B.view(-1, group)
@@ -110,6 +113,25 @@ class Run:
             self._shown.add(self.step)
             self._samples.append(*({"step": self.step, **row} for row in shown))
         return y
+
+    def _weighed(self, y: Rollouts) -> Rollouts:
+        """Rollouts of another engine with the policy's own log-probabilities, and the weights that make up for the difference."""
+        with self.policy.sampling():
+            logp_BT = self.score(self.policy, y) * y.mask_BT
+        inside_BT = y.mask_BT.bool()
+        checks.same_policy(self, logp_BT[inside_BT], y.logp_BT[inside_BT])
+        weight_BT = vllm_engine.weights(logp_BT, y.logp_BT) * y.mask_BT
+        off_N, weight_N = (logp_BT - y.logp_BT)[inside_BT].abs(), weight_BT[inside_BT]
+        self.log(
+            {
+                "sampling/sampling_logp_difference/mean": float(off_N.mean()),
+                "sampling/sampling_logp_difference/max": float(off_N.max()),
+                "sampling/importance_sampling_ratio/mean": float(weight_N.mean()),
+                "sampling/importance_sampling_ratio/min": float(weight_N.min()),
+                "sampling/importance_sampling_ratio/max": float(weight_N.max()),
+            }
+        )
+        return replace(y, logp_BT=logp_BT, weight_BT=weight_BT)
 
     def verified(self, sampler: Policy, prompts: int, group: int, name: str) -> Rollouts:
         """The right ones of `group` completions of each of the next problems, as many rounds as it takes to have one."""
@@ -132,7 +154,11 @@ class Run:
         ]
         prompts = [self.prompt_ids(p) for p in problems]
         limit = self.task.max_new_tokens
-        y = generate(sampler, prompts, group, keys, limit, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        if self.vllm and sampler is self.policy:
+            y = self.vllm.generate(prompts, group, keys, limit, eos)
+        else:
+            y = generate(sampler, prompts, group, keys, limit, eos, pad)
         self.meter.sample(sum(map(len, prompts)), sum(map(len, y.tokens)), sampler.flops_per_token())
 
         asked = [(p, prompt) for p, prompt in zip(problems, prompts, strict=True) for _ in range(group)]
@@ -156,6 +182,7 @@ class Run:
             ended_B=torch.tensor(y.ended).float(),
             formed_B=torch.tensor([v.formed for v in verdicts]).float(),
             trace_B=torch.tensor([v.trace is True for v in verdicts]).float(),
+            weight_BT=batch.mask_BT.cpu(),
         )
         return judged.to(self.policy.device), shown
 
@@ -272,7 +299,7 @@ class Run:
         state: dict[str, Any] = files.read_json(checkpoint / "state.json") if checkpoint.exists() else {"line": 0}
         if len(self._recorded) < state["line"]:
             raise TrustError(f"{self.folder / 'metrics.jsonl'} is shorter than its checkpoint; start this run again with --fresh")
-        if self.config.budget.seconds is not None:  # steps taken again take another time, and end elsewhere
+        if self.config.budget.seconds is not None or self.vllm:  # steps taken again take another time, or other samples
             self._forget_after(state["line"])
         if not checkpoint.exists():
             return False

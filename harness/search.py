@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness import plugins, space
-from harness.comparison import STRICT, Comparison, Evaluation, Positive, RunConfig, located, options, read_table
+from harness.comparison import STRICT, Comparison, Engine, Evaluation, Positive, RunConfig, located, options, read_table
 from harness.errors import BakeoffError, meant
 from harness.meter import Budget
 from harness.parse import validated
@@ -59,6 +59,7 @@ class Search:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     micro_batch: Positive = 32
+    engine: Engine = "own"
     trials: Positive = 40  # of each method
     sampler: Literal["tpe", "gp", "random", "qmc", "nsga2", "grid"] = "tpe"
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1, max_length=2)] = (
@@ -145,6 +146,7 @@ class Search:
             device=self.device,
             dtype=self.dtype,
             micro_batch=self.micro_batch,
+            engine=self.engine,
         )
 
     def defaults(self, root: Path) -> dict[str, RunConfig]:
@@ -155,7 +157,7 @@ class Search:
 
     def identity(self, default: RunConfig) -> dict[str, Any]:
         """What makes trials of one method comparable: two searches of one name must agree on it."""
-        identity = asdict(default)
+        identity = default.identity()
         identity["search"] = {name: space.written(r) for name, r in self.ranges[default.label].items()}
         for name in identity["search"]:
             del identity["options"][name]

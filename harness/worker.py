@@ -56,6 +56,8 @@ def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror
     tracker = WandbTracker(config, folder, comparison) if mirror else NoTracker()
     ok = False
     try:
+        if config.engine == "vllm" and devices.count() > 1:
+            raise BakeoffError('engine = "vllm" samples on the device of one process; train on one device')
         run = Run(config, root, folder, tracker)
         if run.policy.routed and devices.count() > 1:
             raise BakeoffError("a mixture of experts is balanced by the whole batch; train it on one device")

@@ -63,7 +63,7 @@ class GRPOBatch(Batch):
     logp_old_BT: Tensor  # log π_old; 0 outside the completion
     logp_ref_BT: Tensor  # log π_ref; 0 outside the completion, and where β = 0
     advantage_B: Tensor  # Â
-    weight_B: Tensor  # what a completion counts for, against the mean over its tokens
+    weight_BT: Tensor  # what a token counts for, against the mean over its completion
 
 
 @dataclass(kw_only=True)
@@ -93,7 +93,7 @@ class GRPO(Method[GRPOBatch]):
             logp_old_BT=y.logp_BT,
             logp_ref_BT=run.score(run.reference, y) * y.mask_BT if self.beta else torch.zeros_like(y.logp_BT),
             advantage_B=advantages(r_PG, self.scale).flatten(),
-            weight_B=weights(y.mask_BT.sum(-1), self.aggregation, run.task.max_new_tokens),
+            weight_BT=weights(y.mask_BT.sum(-1), self.aggregation, run.task.max_new_tokens)[:, None] * y.weight_BT,
         )
 
     def r(self, run: Run, y: Rollouts) -> Tensor:
@@ -120,7 +120,7 @@ class GRPO(Method[GRPOBatch]):
             k3_BT = ops.kl(logp_BT, batch.logp_ref_BT, "k3")
             objective_BT = objective_BT - self.beta * k3_BT
             metrics["kl"] = ops.mean(k3_BT, batch.mask_BT).item()
-        return -ops.mean(objective_BT * batch.weight_B[:, None], batch.mask_BT), metrics
+        return -ops.mean(objective_BT * batch.weight_BT, batch.mask_BT), metrics
 
     def card(self) -> dict[str, str]:
         high = f", {self.clip_high:g} above" if self.clip_high else ""

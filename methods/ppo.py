@@ -39,7 +39,7 @@ CUT_OFF = -1.0  # r of a completion without EOS
 class PPOBatch(Batch):
     logp_old_BT: Tensor  # log π_old
     value_old_BT: Tensor  # V_old
-    advantage_BT: Tensor  # Â, whitened
+    advantage_BT: Tensor  # Â, whitened; where another engine sampled, times a token's weight against π_old
     return_BT: Tensor  # R
 
 
@@ -110,7 +110,8 @@ class PPO(LearnedReward, Method[PPOBatch]):
         advantage_BT = gae(reward_BT, value_BT, y.mask_BT, self.gamma, self.lam)
         return_BT = advantage_BT + value_BT
         run.log({"kl": ops.mean(kl_BT, y.mask_BT).item(), "explained_variance": explained(value_BT, return_BT, y.mask_BT)})
-        return PPOBatch(y.tokens_BT, y.mask_BT, y.logp_BT, value_BT, ops.whiten(advantage_BT, y.mask_BT), return_BT)
+        whitened_BT = ops.whiten(advantage_BT, y.mask_BT) * y.weight_BT
+        return PPOBatch(y.tokens_BT, y.mask_BT, y.logp_BT, value_BT, whitened_BT, return_BT)
 
     def outcome(self, run: Run, y: Rollouts) -> Tensor:
         """[B] r(x, y)."""

@@ -182,6 +182,7 @@ class Enumeration(Run):
         self.task: Any = SimpleNamespace(max_new_tokens=LONGEST)
         self.meter, self.step, self.position, self.frozen = Meter(), 0, 0, {}
         self._columns, self._shown = dict[str, float](), {0}
+        self.vllm = None
         self.asked = list[tuple[Any, str]]()  # who was sampled from, and under what name
 
     @property
@@ -203,6 +204,7 @@ class Enumeration(Run):
         with torch.no_grad():
             logp_BT = sampler.logp(tokens_BT) * mask_BT
         ended_B = torch.tensor([y[-1] == EOS for y in completions()]).float()
-        y = Rollouts(tokens_BT, mask_BT, logp_BT, self.reward_B, ended_B, formed_B=ended_B, trace_B=1 - ended_B)[rows_B]
+        judged = {"ended_B": ended_B, "formed_B": ended_B, "trace_B": 1 - ended_B}
+        y = Rollouts(tokens_BT, mask_BT, logp_BT, self.reward_B, **judged, weight_BT=mask_BT)[rows_B]
         self.meter.sample(len(problems), int(y.mask_BT.sum()), sampler.flops_per_token())
         return y, []

@@ -32,6 +32,7 @@ CHANGED = {
     "device": "cuda",
     "dtype": "bfloat16",
     "micro_batch": 128,
+    "engine": "vllm",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -23,7 +24,7 @@ from enumerable import (
 )
 from torch import Tensor
 
-from harness import ops
+from harness import ops, vllm_engine
 from harness.errors import BakeoffError
 from harness.parse import validated
 from harness.policy import Policy
@@ -49,7 +50,7 @@ def batch_of(
             logp_old_BT=(old or policy).logp(tokens_BT),
             logp_ref_BT=(reference or policy).logp(tokens_BT),
             advantage_B=advantage_B,
-            weight_B=weights(mask_BT.sum(-1), aggregation, LONGEST).double(),
+            weight_BT=weights(mask_BT.sum(-1), aggregation, LONGEST).double()[:, None] * mask_BT,
         )
 
 
@@ -72,7 +73,7 @@ def one_token(logp: list[float], logp_old: list[float], advantage: list[float]) 
         logp_old_BT=column(logp_old),
         logp_ref_BT=column(logp),
         advantage_B=torch.tensor(advantage, dtype=torch.float64),
-        weight_B=torch.ones(len(logp), dtype=torch.float64),
+        weight_BT=column([1] * len(logp)),
     )
 
 
@@ -202,6 +203,20 @@ def test_micro_batches_weighted_by_their_rows_give_the_loss_metrics_and_gradient
     assert close(gradient(policy, total), gradient(policy, loss))
 
 
+def test_what_another_engine_has_sampled_counts_as_if_the_policy_had():
+    # E_μ[w Â] = E_π[Â] over all tokens of one position; where π is more than twice μ, the weight is cut at 2
+    pi, mu, advantage = torch.tensor([0.1, 0.3, 0.6]), torch.tensor([0.2, 0.4, 0.4]), torch.tensor([1.0, -2.0, 3.0])
+    policy, batch = one_token(pi.log().tolist(), pi.log().tolist(), advantage.tolist())
+
+    def loss(mu: Tensor) -> float:
+        w_BT = vllm_engine.weights(batch.logp_old_BT, torch.tensor([[0.0, x] for x in mu.log().tolist()]).double())
+        expected_over_mu = replace(batch, weight_BT=w_BT * (mu * len(mu))[:, None] * batch.mask_BT)
+        return GRPO(beta=0).loss(policy, expected_over_mu)[0].item()
+
+    assert loss(mu) == pytest.approx(-(pi * advantage).sum().item())
+    assert loss(torch.tensor([0.4, 0.4, 0.2])) == pytest.approx(-(0.1 * 1 - 0.3 * 2 + 2 * 0.2 * 3), rel=1e-6)
+
+
 def test_tokens_outside_the_mask_do_not_count():
     policy = Tabular(0)
     batch = batch_of(policy, random_advantages(), Tabular(2), Tabular(1))
@@ -216,7 +231,7 @@ def test_the_penaltys_expected_gradient_is_that_of_the_reverse_divergence_of_eac
     policy, reference = Tabular(0), Tabular(1)
     visits_B = probability(policy).detach()
     batch = batch_of(policy, torch.zeros(N, dtype=torch.float64), reference)
-    batch.weight_B = visits_B * N * lengths()  # the expectation under π of the sum over tokens
+    batch.weight_BT = (visits_B * N * lengths())[:, None] * batch.mask_BT  # the expectation under π of the sum over tokens
     of_loss = gradient(policy, GRPO(beta=1).loss(policy, batch)[0])
 
     def expected(forward: bool) -> Tensor:
@@ -272,7 +287,7 @@ def test_a_batch_has_the_groups_advantages_and_asks_the_reference_only_if_there_
         batch = GRPO(prompts=2, group=N, beta=beta, aggregation="constant").batch(run)
         assert run.asked == [(policy, "rollout")]
         assert close(batch.advantage_B, advantages(reward_B.expand(2, N), "std").flatten())
-        assert close(batch.weight_B, lengths().repeat(2) / LONGEST, 1e-6)
+        assert close(batch.weight_BT, (lengths().repeat(2) / LONGEST)[:, None] * batch.mask_BT, 1e-6)
         assert close(batch.logp_old_BT, policy.logp(batch.tokens_BT) * batch.mask_BT)
         logp_ref_BT = run.reference.logp(batch.tokens_BT) * batch.mask_BT
         expected = logp_ref_BT if beta else torch.zeros_like(batch.logp_old_BT)

@@ -158,6 +158,19 @@ def test_a_batch_holds_whitened_advantages_the_values_of_states_and_returns_that
     assert run.meter.scored_tokens == N + 2 * batch.size()  # prompts, reference, critic
 
 
+def test_what_another_engine_has_sampled_counts_by_its_weight_for_the_policy_and_in_full_for_the_critic():
+    def batch(weight: float) -> PPOBatch:
+        run = Enumeration(Tabular(0), utilities(), reference=Tabular(1))
+        own = run.rollouts
+        run.rollouts = lambda problems: replace(y := own(problems), weight_BT=weight * y.mask_BT)
+        return ppo(run.reference, Numbers(normal(5, PREFIXES))).batch(run)
+
+    in_full, by_half = batch(1.0), batch(0.5)
+    assert in_full.advantage_BT.abs().max() > 0.1
+    assert close(by_half.advantage_BT, in_full.advantage_BT / 2)
+    assert close(by_half.return_BT, in_full.return_BT)
+
+
 def test_the_explained_variance_is_one_of_a_perfect_critic_and_zero_of_one_that_knows_the_mean():
     returns, mask = row([1, 2, 4, 99]), row([1, 1, 1, 0])
     assert explained(returns + row([0, 0, 0, 5]), returns, mask) == 1

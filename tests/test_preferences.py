@@ -36,7 +36,7 @@ def rollouts(reward_B: Tensor) -> Rollouts:
     number_B = torch.arange(len(reward_B))
     tokens_BT = torch.stack([torch.zeros_like(number_B), number_B], 1)
     ones_B = torch.ones(len(reward_B))
-    return Rollouts(tokens_BT, tokens_BT + 0.5, tokens_BT.float(), reward_B, ones_B, ones_B, ones_B)
+    return Rollouts(tokens_BT, tokens_BT + 0.5, tokens_BT.float(), reward_B, ones_B, ones_B, ones_B, tokens_BT.float())
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -52,7 +52,3 @@ def main() -> None:
 def fail(message: str, code: int) -> None:
     print(f"bakeoff: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -69,6 +69,7 @@ def run(
     if devices > 1 and find_spec("accelerate") is None:
         raise BakeoffError("accelerate is not installed; pip install 'bakeoff[devices]'", MISSING)
     comparison = Comparison.load(sweep, overrides)
+    check_engine(comparison.engine)
     if comparison.claims:
         from reports.claims import read
 
@@ -103,6 +104,11 @@ def check_backend(backend: Where, address: str | None) -> None:
         raise BakeoffError(f"--address {address} is of a Ray cluster: add --backend ray")
     if backend is Where.ray and find_spec("ray") is None:
         raise BakeoffError("Ray is not installed; pip install 'bakeoff[ray]', here and on every node", MISSING)
+
+
+def check_engine(engine: str) -> None:
+    if engine == "vllm" and find_spec("vllm") is None:
+        raise BakeoffError("engine: vLLM is not installed; docs/scale.md says how", MISSING)
 
 
 def placement(backend: Where, address: str | None, workers: int, device: str, threads: int) -> tuple[Backend, int]:
@@ -179,6 +185,7 @@ def sweep(
 
     check_backend(backend, address)
     asked = Search.load(search, [*(overrides or ()), *([f"trials={trials}"] if trials else [])])
+    check_engine(asked.engine)
     if find_spec("optuna") is None:
         raise BakeoffError("optuna is not installed; pip install 'bakeoff[optuna]'", MISSING)
     from harness import sweep

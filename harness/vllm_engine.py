@@ -1,0 +1,105 @@
+"""Rollouts from vLLM (Kwon et al. 2023, arXiv:2309.06180), in the process that trains and on its device.
+
+It samples with kernels of its own, so what it samples from, μ, is never quite the policy π that is trained, however fresh its
+weights. What a loss expects over π it is given over μ, each token with the weight
+
+    w_t = min(π(y_t|s_t) / μ(y_t|s_t), C),   C = 2
+
+which makes up for the choice of the token, not for the states s_t on the way to it: truncated importance sampling (Ionides 2008,
+"Truncated Importance Sampling"), token by token, as TRL and verl have it. Evaluation samples from π itself, as ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from harness.generate import Samples
+from harness.policy import Policy
+
+MEMORY = 0.3  # of the device, for weights and cache; the rest is for training
+CAP = 2.0  # C
+
+# read when vllm is imported: the engine in this process, on the threads that the run has, silent
+SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class VLLM:
+    """The interface of `generate`, for one policy: it is given the policy's weights before every batch of prompts.
+
+    folder   of any model of the policy's architecture: its configuration is read, its weights are not
+    """
+
+    def __init__(self, policy: Policy, folder: Path):
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM  # pyright: ignore[reportMissingImports]
+
+        self.policy = policy
+        self.llm = LLM(
+            model=str(folder),
+            skip_tokenizer_init=True,
+            load_format="dummy",
+            hf_overrides={"vocab_size": policy.vocabulary},
+            dtype="bfloat16" if policy.dtype == torch.bfloat16 else "float32",
+            max_model_len=-1,  # as long as the memory allows
+            gpu_memory_utilization=MEMORY,
+            enforce_eager=policy.device.type == "cpu",  # elsewhere: CUDA graphs
+        )
+
+    def generate(self, prompts: Sequence[list[int]], group: int, keys: Sequence[str], limit: int, eos: int) -> Samples:
+        """`group` completions of each prompt, of at most `limit` tokens, at temperature 1 from μ, with log μ of each token.
+
+        keys   P·group strings, one a completion, that seed its random numbers
+        """
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        self.sync()
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts for _ in range(group)]
+        how = [
+            SamplingParams(
+                temperature=1.0,
+                max_tokens=limit,
+                logprobs=0,  # of the token that is taken, and of no other
+                seed=int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1,
+                ignore_eos=True,  # whatever the model's configuration calls by that name
+                stop_token_ids=[eos],
+                detokenize=False,
+            )
+            for key in keys
+        ]
+        drawn = [request.outputs[0] for request in self.llm.generate(asked, how, use_tqdm=False)]
+        return Samples(
+            tokens=[list(one.token_ids) for one in drawn],
+            logp=[[at[token].logprob for token, at in zip(one.token_ids, one.logprobs, strict=True)] for one in drawn],
+            ended=[one.finish_reason == "stop" for one in drawn],
+        )
+
+    def sync(self) -> None:
+        """Hand over the policy's weights, and forget what was computed from the ones before."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights()})
+        self.llm.reset_prefix_cache()
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """By the names of a saved model, a tied head too; of embedding and head the rows of the tokenizer's tokens."""
+        model = self.policy.model
+        rows = {m.weight.data_ptr() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+        for name, weight in revert_weight_conversion(model, model.state_dict()).items():
+            yield name, weight[: self.policy.vocabulary] if weight.data_ptr() in rows else weight
+
+
+def weights(logp_BT: Tensor, sampled_BT: Tensor) -> Tensor:
+    """[B, T] w, of log π and log μ."""
+    return (logp_BT - sampled_BT).exp().clamp(max=CAP)
