@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,20 +45,23 @@ class VLLM:
     """
 
     def __init__(self, policy: Policy, folder: Path):
+        self.policy, self.folder = policy, folder
+
+    @cached_property
+    def llm(self) -> Any:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         from vllm import LLM  # pyright: ignore[reportMissingImports]
 
-        self.policy = policy
-        self.llm = LLM(
-            model=str(folder),
+        return LLM(
+            model=str(self.folder),
             skip_tokenizer_init=True,
             load_format="dummy",
-            hf_overrides={"vocab_size": policy.vocabulary},
-            dtype="bfloat16" if policy.dtype == torch.bfloat16 else "float32",
+            hf_overrides={"vocab_size": self.policy.vocabulary},
+            dtype="bfloat16" if self.policy.dtype == torch.bfloat16 else "float32",
             max_model_len=-1,  # as long as the memory allows
             gpu_memory_utilization=MEMORY,
-            enforce_eager=policy.device.type == "cpu",  # elsewhere: CUDA graphs
+            enforce_eager=self.policy.device.type == "cpu",  # elsewhere: CUDA graphs
         )
 
     def generate(self, prompts: Sequence[list[int]], group: int, keys: Sequence[str], limit: int, eos: int) -> Samples:
@@ -64,9 +69,9 @@ class VLLM:
 
         keys   P·group strings, one a completion, that seed its random numbers
         """
+        self.sync()
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
-        self.sync()
         asked = [{"prompt_token_ids": prompt} for prompt in prompts for _ in range(group)]
         how = [
             SamplingParams(

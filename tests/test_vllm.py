@@ -152,9 +152,7 @@ def test_without_vllm_it_is_said_before_anything_runs(cli, tmp_path):
 
 @pytest.fixture(scope="module")
 def engine(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        return vllm_engine.VLLM(Policy.load(folder, "float32")[0].eval(), folder)
+    return vllm_engine.VLLM(Policy.load(folder, "float32")[0].eval(), folder)
 
 
 def keys(n: int, name: str = "a") -> list[str]:
