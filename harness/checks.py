@@ -37,7 +37,9 @@ def first_batch(run: Run, batch: Batch) -> None:
     logp_old_BT = getattr(batch, "logp_old_BT", None)
     if logp_old_BT is not None:
         with torch.no_grad():
-            parts = [run.policy.logp(rows) for rows in batch.tokens_BT.split(run.config.micro_batch)]
+            size = run.config.micro_batch
+            both = zip(batch.tokens_BT.split(size), batch.mask_BT.split(size), strict=True)
+            parts = [run.policy.logp(tokens_BT, mask_BT) for tokens_BT, mask_BT in both]
         inside_BT = batch.mask_BT.bool()
         agreement(run, torch.cat(parts)[inside_BT], logp_old_BT[inside_BT], "the first importance ratio is not 1", 1000)
 

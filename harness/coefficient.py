@@ -38,7 +38,8 @@ def coefficient(method: Method[B], policy: Policy, batch: B, rows: int) -> dict[
         gradients = torch.autograd.grad(loss, [logits_BTV for _, logits_BTV in read], retain_graph=True)
         surrogate, coefficients, unexplained, total = torch.zeros((), device=policy.device), list[Tensor](), 0.0, 0.0
         for (tokens_BT, logits_BTV), gradient_BTV in zip(read, gradients, strict=True):
-            mask_BT = part.mask_of(tokens_BT)
+            last = slice(-logits_BTV.shape[1], None)  # columns that there are logits of
+            mask_BT, tokens_BT = part.mask_of(tokens_BT)[:, last], tokens_BT[:, last]
             pi_BTV = logits_BTV.detach().double().softmax(-1)
             taken_BTV = torch.zeros_like(pi_BTV).scatter_(-1, tokens_BT[..., None], 1.0)
             towards_BTV = taken_BTV - pi_BTV

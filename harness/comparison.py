@@ -110,9 +110,7 @@ class Comparison:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast over float32 weights
     micro_batch: Positive = 32  # sequences that pass through the model at once, those of like length together
-    engine: Engine = (
-        "own"  # that samples rollouts (harness/vllm_engine.py); evaluation is by our own
-    )
+    engine: Engine = "own"  # that samples rollouts (harness/vllm_engine.py); evaluation is by our own
     claims: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])  # reports/claims.py
 
     def runs(self, root: Path) -> list[RunConfig]:

@@ -78,35 +78,55 @@ class Policy(nn.Module):
         finally:
             self.train(training)
 
-    def logits(self, tokens_BT: Tensor) -> Tensor:
-        """[B, T, V] what π(·|token_<t) is the softmax of."""
+    def predictions(self, tokens_BT: Tensor, first: int = 1) -> Tensor:
+        """[B, T - first, V] what π(·|token_<t) is the softmax of, for the tokens from position `first` on."""
         remember = torch.is_grad_enabled() and (self.routed or self.drafts > 0)
         with self.autocast(), moe.watched(self.model) if remember else nullcontext([]) as routing:
-            out = self.model(input_ids=tokens_BT[:, :-1], use_cache=False, output_hidden_states=remember and self.drafts > 0)
+            out = self.model(
+                input_ids=tokens_BT[:, :-1],
+                use_cache=False,
+                output_hidden_states=remember and self.drafts > 0,
+                logits_to_keep=tokens_BT.shape[1] - first,
+            )
             logits = cast(Tensor, out.logits)
         if remember:
             self._seen.append((tokens_BT, out.hidden_states[-1] if self.drafts else None, routing))
-        return F.pad(logits[..., : self.vocabulary].float(), (0, 0, 1, 0))
+        return logits[..., : self.vocabulary].float()
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """[B, T, V] `predictions` of all tokens."""
+        return F.pad(self.predictions(tokens_BT), (0, 0, 1, 0))
 
     @contextmanager
     def reading(self) -> Generator[list[tuple[Tensor, Tensor]]]:
-        """The tokens and logits of every forward pass for as long as the block lasts, which no `aux_loss` will know of."""
-        read, logits = list[tuple[Tensor, Tensor]](), self.logits
+        """The tokens and predictions of every forward pass for as long as the block lasts, which no `aux_loss` will know of."""
+        read, predictions = list[tuple[Tensor, Tensor]](), self.predictions
 
-        def remembered(tokens_BT: Tensor) -> Tensor:
-            read.append((tokens_BT, logits(tokens_BT)))
+        def remembered(tokens_BT: Tensor, first: int = 1) -> Tensor:
+            read.append((tokens_BT, predictions(tokens_BT, first)))
             return read[-1][1]
 
-        self.__dict__["logits"] = remembered
+        self.__dict__["predictions"] = remembered
         try:
             yield read
         finally:
-            del self.__dict__["logits"]
+            del self.__dict__["predictions"]
             self._seen.clear()
 
-    def logp(self, tokens_BT: Tensor) -> Tensor:
-        """[B, T] log π(token_t | token_<t)."""
-        return taken(self.logits(tokens_BT), tokens_BT)
+    def logp(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """[B, T] log π(token_t | token_<t).
+
+        mask_BT   1 at the tokens that are asked for: before the first of any row it is 0, and where a vocabulary is wide, no
+                  logits are made
+        """
+        first = 1 if mask_BT is None or not self.wide else max(1, int(mask_BT.any(0).int().argmax()))
+        logp_BT = F.pad(chosen(self.predictions(tokens_BT, first), tokens_BT[:, first:]), (first, 0))
+        return logp_BT if mask_BT is None else logp_BT * mask_BT
+
+    @property
+    def wide(self) -> bool:
+        """Whether logits are more numbers than the states that they are made of: then it pays to make few."""
+        return self.model.get_output_embeddings().weight.shape[0] > self.model.get_output_embeddings().weight.shape[1]
 
     @property
     def drafts(self) -> int:
@@ -218,7 +238,11 @@ def checksum(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def chosen(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+    """[B, T] the log-probability of these tokens."""
+    return logits_BTV.gather(-1, tokens_BT[..., None]).squeeze(-1) - logits_BTV.logsumexp(-1)
+
+
 def taken(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
     """[B, T] the log-probability of the tokens that were taken; 0 at position 0."""
-    logp_BT = logits_BTV.gather(-1, tokens_BT[..., None]).squeeze(-1) - logits_BTV.logsumexp(-1)
-    return logp_BT * (torch.arange(tokens_BT.shape[1], device=tokens_BT.device) > 0)
+    return chosen(logits_BTV, tokens_BT) * (torch.arange(tokens_BT.shape[1], device=tokens_BT.device) > 0)

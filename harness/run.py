@@ -117,7 +117,7 @@ class Run:
     def _weighed(self, y: Rollouts) -> Rollouts:
         """Rollouts of another engine with the policy's own log-probabilities, and the weights that make up for the difference."""
         with self.policy.sampling():
-            logp_BT = self.score(self.policy, y) * y.mask_BT
+            logp_BT = self.score(self.policy, y)
         inside_BT = y.mask_BT.bool()
         checks.same_policy(self, logp_BT[inside_BT], y.logp_BT[inside_BT])
         weight_BT = vllm_engine.weights(logp_BT, y.logp_BT) * y.mask_BT
@@ -192,12 +192,16 @@ class Run:
         return self.pad([self.prompt_ids(p) for p in problems], solutions)
 
     def score(self, model: Policy | Scalar, batch: Batch, what: Literal["logp", "before", "after"] = "logp") -> Tensor:
-        """[B, T] what another model says of the batch's tokens, by its method of that name; 0 at pad. No gradient; metered."""
-        read: Callable[[Tensor], Tensor] = getattr(model, what)
+        """[B, T] what a model says of the batch's tokens, by its method of that name. No gradient; metered.
+
+        0 at pad; log-probabilities are 0 wherever the mask is.
+        """
+        read: Callable[..., Tensor] = getattr(model, what)
         self.meter.score(batch.size(), model.flops_per_token())
         sequences = Batch(batch.tokens_BT, batch.mask_BT)
         with torch.no_grad():
-            parts = [(rows, read(sequences[rows].trimmed().tokens_BT)) for rows in sequences.parts(self.config.micro_batch)]
+            cut = [(rows, sequences[rows].trimmed()) for rows in sequences.parts(self.config.micro_batch)]
+            parts = [(rows, read(x.tokens_BT, *([x.mask_BT] if what == "logp" else []))) for rows, x in cut]
         read_BT = parts[0][1].new_zeros(batch.tokens_BT.shape)
         for rows, x_BT in parts:
             read_BT[rows, : x_BT.shape[1]] = x_BT

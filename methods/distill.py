@@ -64,15 +64,15 @@ class Distill(Method[Batch]):
         return batch
 
     def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, Metrics]:
-        logits_BTV = policy.logits(batch.tokens_BT)
-        hard = -ops.mean(taken(logits_BTV, batch.tokens_BT), batch.mask_BT)
         if self.targets == "completions":
-            return hard, {}
+            return -ops.mean(policy.logp(batch.tokens_BT, batch.mask_BT), batch.mask_BT), {}
+        logits_BTV = policy.logits(batch.tokens_BT)
         with torch.no_grad():
             teacher_BTV = self.model.logits(batch.tokens_BT)
         if self.targets == "own":
             kl = ops.mean(ops.exact_kl(logits_BTV, teacher_BTV), batch.mask_BT)
             return kl, {"kl_teacher": kl.item()}
+        hard = -ops.mean(taken(logits_BTV, batch.tokens_BT), batch.mask_BT)
         t = self.temperature
         kl = ops.mean(ops.exact_kl(teacher_BTV / t, logits_BTV / t), batch.mask_BT)
         return (1 - self.alpha) * hard + self.alpha * t**2 * kl, {"hard": hard.item(), "kl_teacher": kl.item()}

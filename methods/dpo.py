@@ -64,7 +64,8 @@ class DPO(Method[DPOBatch]):
         )
 
     def loss(self, policy: Policy, batch: DPOBatch) -> tuple[Tensor, Metrics]:
-        logp_BT, rejected_BT = policy.logp(batch.tokens_BT), policy.logp(batch.rejected_BT)
+        logp_BT = policy.logp(batch.tokens_BT, batch.mask_BT)
+        rejected_BT = policy.logp(batch.rejected_BT, batch.rejected_mask_BT)
         chosen_B = self.aggregate(logp_BT - batch.logp_ref_BT, batch.mask_BT)
         rejected_B = self.aggregate(rejected_BT - batch.rejected_ref_BT, batch.rejected_mask_BT)
         loss_B = preference_loss(chosen_B, rejected_B, self.beta)

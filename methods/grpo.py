@@ -91,7 +91,7 @@ class GRPO(Method[GRPOBatch]):
             tokens_BT=y.tokens_BT,
             mask_BT=y.mask_BT,
             logp_old_BT=y.logp_BT,
-            logp_ref_BT=run.score(run.reference, y) * y.mask_BT if self.beta else torch.zeros_like(y.logp_BT),
+            logp_ref_BT=run.score(run.reference, y) if self.beta else torch.zeros_like(y.logp_BT),
             advantage_B=advantages(r_PG, self.scale).flatten(),
             weight_BT=weights(y.mask_BT.sum(-1), self.aggregation, run.task.max_new_tokens)[:, None] * y.weight_BT,
         )
@@ -110,7 +110,7 @@ class GRPO(Method[GRPOBatch]):
                 return y.reward_B * y.trace_B
 
     def loss(self, policy: Policy, batch: GRPOBatch) -> tuple[Tensor, Metrics]:
-        logp_BT = policy.logp(batch.tokens_BT) * batch.mask_BT
+        logp_BT = policy.logp(batch.tokens_BT, batch.mask_BT)
         ratio_BT = (logp_BT - batch.logp_old_BT).exp()  # ρ
         objective_BT, clipped_BT = surrogate(ratio_BT, batch.advantage_B[:, None], self.clip, self.clip_high)
         if self.surrogate == "plain":

@@ -104,7 +104,7 @@ class PPO(LearnedReward, Method[PPOBatch]):
     def batch(self, run: Run) -> PPOBatch:
         y = run.rollouts(run.problems(self.prompts))
         r_B = self.outcome(run, y)
-        kl_BT = ops.kl(y.logp_BT, run.score(self.reference, y), "k1") * y.mask_BT
+        kl_BT = ops.kl(y.logp_BT, run.score(self.reference, y), "k1")
         reward_BT = (-self.beta * kl_BT).scatter_add(1, ops.last_token(y.mask_BT), r_B[:, None])
         value_BT = run.score(self.critic, y, "before")
         advantage_BT = gae(reward_BT, value_BT, y.mask_BT, self.gamma, self.lam)
@@ -122,7 +122,7 @@ class PPO(LearnedReward, Method[PPOBatch]):
         return torch.where(y.ended_B.bool(), r_B, CUT_OFF)
 
     def loss(self, policy: Policy, batch: PPOBatch) -> tuple[Tensor, Metrics]:
-        logp_BT = policy.logp(batch.tokens_BT)
+        logp_BT = policy.logp(batch.tokens_BT, batch.mask_BT)
         ratio_BT = (logp_BT - batch.logp_old_BT).exp()  # ρ
         unclipped_BT = ratio_BT * batch.advantage_BT
         clipped_BT = ratio_BT.clamp(1 - self.clip, 1 + self.clip) * batch.advantage_BT

@@ -57,16 +57,13 @@ class SFT(Method[Batch]):
         return batch
 
     def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, Metrics]:
+        if not self.beta:
+            return -ops.mean(policy.logp(batch.tokens_BT, batch.mask_BT), batch.mask_BT), {}
         logits_BTV = policy.logits(batch.tokens_BT)
-        loss = -ops.mean(taken(logits_BTV, batch.tokens_BT), batch.mask_BT)
-        metrics: Metrics = {}
-        if self.beta:
-            with torch.no_grad():
-                logits_ref_BTV = self.reference.logits(batch.tokens_BT)
-            kl = ops.mean(ops.exact_kl(logits_BTV, logits_ref_BTV), batch.mask_BT)
-            loss = loss + self.beta * kl
-            metrics["kl"] = kl.item()
-        return loss, metrics
+        with torch.no_grad():
+            logits_ref_BTV = self.reference.logits(batch.tokens_BT)
+        kl = ops.mean(ops.exact_kl(logits_BTV, logits_ref_BTV), batch.mask_BT)
+        return -ops.mean(taken(logits_BTV, batch.tokens_BT), batch.mask_BT) + self.beta * kl, {"kl": kl.item()}
 
     def card(self) -> dict[str, str]:
         return {

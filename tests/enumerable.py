@@ -51,8 +51,10 @@ class Tabular(Policy):
         super().__init__(nn.Identity())
         self.table = nn.Parameter(normal(seed, PREFIXES, VOCABULARY))
 
-    def logits(self, tokens_BT: Tensor) -> Tensor:
-        return F.pad(self.table[prefix(tokens_BT[:, :-1])], (0, 0, 1, 0))
+    wide = True  # so that what the tests say is said of logits that are made for completions alone
+
+    def predictions(self, tokens_BT: Tensor, first: int = 1) -> Tensor:
+        return self.table[prefix(tokens_BT[:, :-1])][:, first - 1 :]
 
     def flops_per_token(self) -> int:
         return 2 * self.table.numel()
@@ -65,7 +67,7 @@ class Given(Policy):
         super().__init__(nn.Identity())
         self.logp_BT = nn.Parameter(logp_BT)
 
-    def logp(self, tokens_BT: Tensor) -> Tensor:  # noqa: ARG002
+    def logp(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return self.logp_BT
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from enumerable import Tabular
 from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from harness.meter import Meter
 from harness.method import Batch, padded
+from harness.policy import Policy
 from harness.run import Run
 from methods._preferences import Pairs
 
@@ -73,7 +75,7 @@ def test_a_score_is_the_same_whatever_its_rows_were_read_with_and_0_at_pad(rows)
     read_BT = Run.score(run, policy, batch)
     inside_BT = torch.arange(4) < batch.lengths()[""][:, None]
     with torch.no_grad():
-        assert torch.allclose(read_BT, policy.logp(batch.tokens_BT) * inside_BT)
+        assert torch.allclose(read_BT, policy.logp(batch.tokens_BT) * batch.mask_BT)
     assert read_BT.dtype == torch.float64
     assert read_BT[~inside_BT].abs().sum() == 0
     assert run.meter.scored_tokens == batch.size()
@@ -91,3 +93,18 @@ def test_distributions_at_every_token_are_trimmed_with_their_tokens(batch):
 
     part = Taught(batch.tokens_BT, batch.mask_BT, torch.zeros(*batch.tokens_BT.shape, 4))[torch.tensor([1])].trimmed()
     assert part.teacher_BTV.shape == (1, 2, 4)
+
+
+def test_a_wide_vocabulary_has_logits_from_the_first_completion_on_and_the_same_log_probabilities_and_gradient():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    policy = Policy(Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=1, vocab_size=200, initializer_range=0.2)))
+    batch = padded([[5, 6, 7, 8], [9, 8, 7, 6, 5], [1, 2, 3, 4]], [[4, 3], [2, 1, 11, 12], [150]], pad=0)
+    assert policy.wide
+    with policy.reading() as read:
+        asked_BT = policy.logp(batch.tokens_BT, batch.mask_BT)
+        all_BT = policy.logp(batch.tokens_BT) * batch.mask_BT
+    assert [logits_BTV.shape[1] for _, logits_BTV in read] == [9 - 4, 9 - 1]
+    assert torch.allclose(asked_BT, all_BT, atol=1e-6)
+    for a, b in zip(*(torch.autograd.grad(x.sum(), list(policy.parameters())) for x in (asked_BT, all_BT)), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)

@@ -47,7 +47,7 @@ class Pair(Policy):
         super().__init__(torch.nn.Identity())
         self.answers = list(logp_BT)
 
-    def logp(self, tokens_BT: Tensor) -> Tensor:
+    def logp(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:  # noqa: ARG002
         answer_BT = self.answers.pop(0)
         assert answer_BT.shape == tokens_BT.shape
         return answer_BT

@@ -29,9 +29,10 @@ class Bigram(Policy):
         table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         self.table = nn.Parameter(table)
 
-    def logits(self, tokens_BT: Tensor) -> Tensor:
-        logits_BTV = self.table[tokens_BT[:, :-1]]
-        return torch.cat([torch.zeros_like(logits_BTV[:, :1]), logits_BTV], 1)
+    wide = True
+
+    def predictions(self, tokens_BT: Tensor, first: int = 1) -> Tensor:
+        return self.table[tokens_BT[:, :-1]][:, first - 1 :]
 
 
 PROMPTS = [[1, 2], [3], [4, 4, 1], [2]]
