@@ -102,7 +102,7 @@ def padded(prompts: Sequence[list[int]], completions: Sequence[list[int]], pad: 
 class Rollouts(Batch):
     """Completions sampled from a policy and judged by the task's verifier, groups in a row."""
 
-    logp_BT: Tensor  # under the policy that sampled them; 0 outside the completion
+    logp_BT: Tensor  # under the policy; 0 outside the completion
     reward_B: Tensor  # the verifier's, in [0, 1]
     ended_B: Tensor  # 1 where the completion ended by itself, 0 where it was cut off
     formed_B: Tensor  # 1 where it reasons and then answers, whatever it says

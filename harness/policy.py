@@ -116,8 +116,8 @@ class Policy(nn.Module):
     def logp(self, tokens_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """[B, T] log π(token_t | token_<t).
 
-        mask_BT   1 at the tokens that are asked for: before the first of any row it is 0, and where a vocabulary is wide, no
-                  logits are made
+        mask_BT   1 at the tokens that are asked for; the others have 0. A wide vocabulary has no logits made before the first
+                  column in which one is asked for
         """
         first = 1 if mask_BT is None or not self.wide else max(1, int(mask_BT.any(0).int().argmax()))
         logp_BT = F.pad(chosen(self.predictions(tokens_BT, first), tokens_BT[:, first:]), (first, 0))
@@ -126,7 +126,8 @@ class Policy(nn.Module):
     @property
     def wide(self) -> bool:
         """Whether logits are more numbers than the states that they are made of: then it pays to make few."""
-        return self.model.get_output_embeddings().weight.shape[0] > self.model.get_output_embeddings().weight.shape[1]
+        columns, width = self.model.get_output_embeddings().weight.shape
+        return columns > width
 
     @property
     def drafts(self) -> int:

@@ -182,7 +182,7 @@ class Run:
             ended_B=torch.tensor(y.ended).float(),
             formed_B=torch.tensor([v.formed for v in verdicts]).float(),
             trace_B=torch.tensor([v.trace is True for v in verdicts]).float(),
-            weight_BT=batch.mask_BT.cpu(),
+            weight_BT=batch.mask_BT,
         )
         return judged.to(self.policy.device), shown
 
@@ -201,7 +201,7 @@ class Run:
         sequences = Batch(batch.tokens_BT, batch.mask_BT)
         with torch.no_grad():
             cut = [(rows, sequences[rows].trimmed()) for rows in sequences.parts(self.config.micro_batch)]
-            parts = [(rows, read(x.tokens_BT, *([x.mask_BT] if what == "logp" else []))) for rows, x in cut]
+            parts = [(rows, read(x.tokens_BT, x.mask_BT) if what == "logp" else read(x.tokens_BT)) for rows, x in cut]
         read_BT = parts[0][1].new_zeros(batch.tokens_BT.shape)
         for rows, x_BT in parts:
             read_BT[rows, : x_BT.shape[1]] = x_BT
@@ -323,8 +323,8 @@ class Run:
         del self._recorded[line:]
         self._metrics.cut(line)
         last = max((row["step"] for row in self._recorded), default=-1)
-        self._shown = {step for step in self._shown if step <= last}
-        self._samples.cut(sum(row["step"] <= last for row in files.read_jsonl(self.folder / "samples.jsonl")))
+        self._shown = {step for step in self._shown if step < last}  # those of a step are drawn once it has been recorded
+        self._samples.cut(sum(row["step"] < last for row in files.read_jsonl(self.folder / "samples.jsonl")))
         if rows := files.read_jsonl(self.folder / "experts.jsonl"):
             files.write(self.folder / "experts.jsonl", files.jsonl(row for row in rows if row["step"] <= last))
         for path in (self.folder / "evals").glob("[0-9]*-*.jsonl"):

@@ -6,7 +6,7 @@ weights. What a loss expects over π it is given over μ, each token with the we
     w_t = min(π(y_t|s_t) / μ(y_t|s_t), C),   C = 2
 
 which makes up for the choice of the token, not for the states s_t on the way to it: truncated importance sampling (Ionides 2008,
-"Truncated Importance Sampling"), token by token, as TRL and verl have it. Evaluation samples from π itself, as ever.
+"Truncated Importance Sampling"), token by token (TRL's `token_truncate`). Evaluation samples from π itself, as ever.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from harness.generate import Samples
 from harness.policy import Policy
 
-MEMORY = 0.3  # of the device, for weights and cache; the rest is for training
+MEMORY = 0.3  # of a GPU, for weights and cache; the rest is for training
 CAP = 2.0  # C
 
 # read when vllm is imported: the engine in this process, on the threads that the run has, silent
@@ -98,11 +98,12 @@ class VLLM:
         self.llm.reset_prefix_cache()
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """By the names of a saved model, a tied head too; of embedding and head the rows of the tokenizer's tokens."""
+        """By the names of a saved model, a tied head too; of embedding and head the rows of the tokenizer's tokens; no drafts."""
         model = self.policy.model
         rows = {m.weight.data_ptr() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
         for name, weight in revert_weight_conversion(model, model.state_dict()).items():
-            yield name, weight[: self.policy.vocabulary] if weight.data_ptr() in rows else weight
+            if not name.startswith("mtp."):
+                yield name, weight[: self.policy.vocabulary] if weight.data_ptr() in rows else weight
 
 
 def weights(logp_BT: Tensor, sampled_BT: Tensor) -> Tensor:

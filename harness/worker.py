@@ -59,6 +59,8 @@ def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror
         if config.engine == "vllm" and devices.count() > 1:
             raise BakeoffError('engine = "vllm" samples on the device of one process; train on one device')
         run = Run(config, root, folder, tracker)
+        if run.vllm and run.policy.routed:
+            raise BakeoffError('engine = "vllm" keeps old weights of experts; sample from a mixture with engine = "own"')
         if run.policy.routed and devices.count() > 1:
             raise BakeoffError("a mixture of experts is balanced by the whole batch; train it on one device")
         base = models.made(config.base, config.model, root)

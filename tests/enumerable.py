@@ -51,7 +51,7 @@ class Tabular(Policy):
         super().__init__(nn.Identity())
         self.table = nn.Parameter(normal(seed, PREFIXES, VOCABULARY))
 
-    wide = True  # so that what the tests say is said of logits that are made for completions alone
+    wide = False
 
     def predictions(self, tokens_BT: Tensor, first: int = 1) -> Tensor:
         return self.table[prefix(tokens_BT[:, :-1])][:, first - 1 :]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from enumerable import Enumeration, N, Tabular
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from harness.coefficient import coefficient
+from harness.method import padded
+from harness.policy import Policy
 from methods.distill import Distill
 from methods.dpo import DPO
-from methods.grpo import GRPO, advantages
+from methods.grpo import GRPO, GRPOBatch, advantages
 from methods.sft import SFT
 
 torch.set_num_threads(1)
@@ -71,3 +74,30 @@ def test_measuring_leaves_no_gradient_and_no_random_number_behind():
 def test_a_loss_without_gradient_has_no_coefficient_to_speak_of():
     found, _ = measured(GRPO(lr=1e-3, prompts=1, group=N, beta=0.0, scale="none"), reward_B=torch.zeros(N).double())
     assert (found["zero"], found["up"], found["down"]) == (1.0, None, None)
+
+
+@pytest.mark.parametrize("method", [GRPO(lr=1e-3, beta=0.1), SFT(lr=1e-3)])
+def test_the_coefficient_is_the_same_where_logits_are_made_for_completions_alone(monkeypatch, method):
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    policy = Policy(Qwen2ForCausalLM(Qwen2Config(**sizes, vocab_size=50, initializer_range=0.3)))
+    batch = padded([[5, 6, 7, 8], [9, 8, 7, 6, 5], [1, 2, 3, 4]], [[4, 3], [2, 1, 11, 12], [15]], pad=0)
+    if isinstance(method, GRPO):
+        logp_BT = policy.logp(batch.tokens_BT, batch.mask_BT).detach()
+        advantage_B = torch.tensor([1.0, -2.0, 0.5])
+        batch = GRPOBatch(
+            **vars(batch), logp_old_BT=logp_BT, logp_ref_BT=logp_BT - 0.1, advantage_B=advantage_B, weight_BT=batch.mask_BT
+        )
+    found = list[dict]()
+    for wide in (True, False):
+        monkeypatch.setattr(Policy, "wide", wide)
+        found.append({k: v for k, v in coefficient(method, policy, batch, len(batch)).items() if v is not None})
+    assert found[0].pop("over") == found[1].pop("over") == "tokens"
+    assert found[0]["tokens"] == 7
+    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)

@@ -217,6 +217,19 @@ def test_what_another_engine_has_sampled_counts_as_if_the_policy_had():
     assert loss(torch.tensor([0.4, 0.4, 0.2])) == pytest.approx(-(0.1 * 1 - 0.3 * 2 + 2 * 0.2 * 3), rel=1e-6)
 
 
+def test_a_batch_counts_tokens_by_the_weights_of_its_rollouts():
+    def batch(weight: float) -> GRPOBatch:
+        run = Enumeration(Tabular(0), random_advantages())
+        own = run.rollouts
+        run.rollouts = lambda problems, group: replace(y := own(problems, group), weight_BT=weight * y.mask_BT)
+        return GRPO(prompts=2, group=N, aggregation="token").batch(run)
+
+    in_full, by_half = batch(1.0), batch(0.5)
+    assert in_full.weight_BT.max() > 0.5
+    assert close(by_half.weight_BT, in_full.weight_BT / 2)
+    assert close(by_half.advantage_B, in_full.advantage_B)
+
+
 def test_tokens_outside_the_mask_do_not_count():
     policy = Tabular(0)
     batch = batch_of(policy, random_advantages(), Tabular(2), Tabular(1))

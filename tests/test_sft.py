@@ -29,7 +29,7 @@ class Bigram(Policy):
         table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         self.table = nn.Parameter(table)
 
-    wide = True
+    wide = False
 
     def predictions(self, tokens_BT: Tensor, first: int = 1) -> Tensor:
         return self.table[tokens_BT[:, :-1]][:, first - 1 :]

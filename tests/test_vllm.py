@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import tiny
 import torch
-from conftest import SMALL
+from conftest import REPOSITORY, SMALL
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from harness import files, vllm_engine
+from harness import files, models, vllm_engine, worker
 from harness.comparison import Comparison
 from harness.errors import TrustError
 from harness.generate import Samples, generate
@@ -18,6 +21,7 @@ from harness.meter import Budget
 from harness.policy import Policy
 from harness.pretrain import character_tokenizer
 from harness.run import Run
+from harness.search import Search
 from harness.tracker import NoTracker
 from harness.train import train
 
@@ -56,7 +60,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run_of(folder, tmp_path, **changes) -> Run:
+def run_of(folder, tmp_path, steps=3, **changes) -> Run:
     comparison = Comparison(
         name="rollouts",
         question="Does it train?",
@@ -64,7 +68,7 @@ def run_of(folder, tmp_path, **changes) -> Run:
         tasks=("arithmetic",),
         models=(str(folder),),
         seeds=(0,),
-        budget=Budget(steps=3),
+        budget=Budget(steps=steps),
         evaluation=SMALL,
         device="cpu",
         **changes,
@@ -138,6 +142,72 @@ def test_runs_keep_the_names_they_had_before_there_was_a_choice(folder, tmp_path
     config = run_of(folder, tmp_path).config
     assert "engine" not in config.identity()
     assert replace(config, engine="vllm").id != config.id
+
+
+def test_a_search_samples_by_the_engine_it_was_given_and_has_the_identity_it_had(tmp_path):
+    path = str(REPOSITORY / "sweeps" / "search_grpo.toml")
+    for changes, engine in (((), "own"), (("engine=vllm",), "vllm")):
+        search = Search.load(Path(path), changes)
+        default = search.defaults(tmp_path)["grpo"]
+        assert default.engine == engine
+        assert search.identity(default).get("engine", "own") == engine
+    assert "engine" not in Search.load(Path(path)).identity(Search.load(Path(path)).defaults(tmp_path)["grpo"])
+
+
+def test_what_vllm_is_given_has_the_names_of_a_saved_model_a_head_and_no_drafts(folder):
+    policy = tiny.policy("mtp")
+    names = dict(vllm_engine.VLLM(policy, folder)._weights())
+    assert any(name.startswith("mtp.") for name in policy.model.state_dict())
+    assert {name.partition(".")[0] for name in names} == {"model", "lm_head"}
+    policy, _ = Policy.load(folder, "float32")
+    names = dict(vllm_engine.VLLM(policy, folder)._weights())
+    assert names.keys() == policy.model.state_dict().keys()
+    assert len(names["lm_head.weight"]) == len(names["model.embed_tokens.weight"]) == len(TOKENIZER)
+
+
+@pytest.mark.parametrize(("kind", "several", "why"), [("moe", 1, "keeps old weights of experts"), ("mtp", 2, "on one device")])
+def test_what_vllm_cannot_train_is_refused_by_name(tmp_path, monkeypatch, kind, several, why):
+    models.save(tiny.model(kind), tiny.tokenizer(), tmp_path / "model")
+    monkeypatch.setattr(worker.devices, "count", lambda: several)
+    config = replace(run_of(tmp_path / "model", tmp_path / "root").config, engine="vllm")
+    kept = tmp_path / "kept"
+    assert worker.execute(config, tmp_path, kept, "", False, lambda: False) == 3
+    assert why in (kept / "FAILED").read_text()
+
+
+def test_after_a_kill_samples_and_steps_since_the_checkpoint_are_drawn_anew(folder, tmp_path, monkeypatch):
+    class Fresh(Elsewhere):
+        """No two processes sample the same."""
+
+        def __init__(self, policy: Policy, _: Path):
+            super().__init__(policy)
+            self.process = next(processes)
+
+        def generate(self, prompts: list[list[int]], group: int, keys: list[str], limit: int, eos: int) -> Samples:
+            return super().generate(prompts, group, [f"{self.process}/{key}" for key in keys], limit, eos)
+
+    class Killed(Exception): ...
+
+    def kill() -> bool:
+        if run.step == 24:
+            raise Killed
+        return False
+
+    processes = itertools.count()
+    monkeypatch.setattr(vllm_engine, "VLLM", Fresh)
+    run = run_of(folder, tmp_path, engine="vllm", steps=30)
+    with pytest.raises(Killed):
+        train(run.config.build(), run, kill)
+    before, lost = (files.read_jsonl(run.folder / name) for name in ("metrics.jsonl", "samples.jsonl"))
+    again = Run(run.config, tmp_path, run.folder, NoTracker())
+    train(again.config.build(), again)
+    after, shown = (files.read_jsonl(run.folder / name) for name in ("metrics.jsonl", "samples.jsonl"))
+    kept = sum(row["step"] <= 20 for row in before)
+    assert after[:kept] == before[:kept]
+    assert after[kept : len(before)] != before[kept:]
+    assert sorted({row["step"] for row in shown}) == [0, 10, 20]
+    assert [row for row in shown if row["step"] == 10] == [row for row in lost if row["step"] == 10]
+    assert [row for row in shown if row["step"] == 20] != [row for row in lost if row["step"] == 20]
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
