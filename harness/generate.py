@@ -48,6 +48,11 @@ class Samples:
             self.ended.append(ended)
 
 
+def seed(key: str) -> int:
+    """Of 63 bits, that depends on the key alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+
+
 def uniforms(key: str, n: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """[n] numbers in [0, 1) that depend on the key alone."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")

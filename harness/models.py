@@ -267,10 +267,14 @@ def load(folder: Path) -> tuple[Any, Any]:
     return with_fast_experts(model), tokenizer
 
 
+def undrafted(model: Any) -> dict[str, Any]:
+    """The weights by name, without the modules that predict further tokens."""
+    return {name: weight for name, weight in model.state_dict().items() if not name.startswith("mtp.")}
+
+
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """In the layout that `from_pretrained` loads; the modules that predict further tokens, which it does not know, beside it."""
-    weights: dict[str, Any] = model.state_dict()
-    model.save_pretrained(folder, state_dict={name: w for name, w in weights.items() if not name.startswith("mtp.")})
+    model.save_pretrained(folder, state_dict=undrafted(model))
     if hasattr(model, "mtp"):
         save_file(model.mtp.state_dict(), folder / DRAFTS)
     tokenizer.save_pretrained(folder)

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from harness import checks, devices, files, models, ops, plugins, vllm_engine
 from harness.comparison import RunConfig
 from harness.errors import TrustError
-from harness.generate import decoded, generate
+from harness.generate import decoded, generate, seed
 from harness.meter import CLOCK, Meter
 from harness.method import B, Batch, Method, Rollouts, padded
 from harness.policy import Policy, Scalar, checksum
@@ -221,8 +221,7 @@ class Run:
 
     def generator(self, name: str) -> torch.Generator:
         """A generator that depends on the seed, the step and its name alone."""
-        digest = hashlib.sha256(f"{name}/{self.config.seed}/{self.step}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.Generator().manual_seed(seed(f"{name}/{self.config.seed}/{self.step}"))
 
     def shuffled(self, n: int, epochs: int, minibatches: int) -> Iterator[Tensor]:
         """Row indices of each minibatch: one pass after another over n rows, each in its own order."""

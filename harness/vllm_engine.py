@@ -11,7 +11,6 @@ which makes up for the choice of the token, not for the states s_t on the way to
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -22,7 +21,8 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from harness.generate import Samples
+from harness import models
+from harness.generate import Samples, seed
 from harness.policy import Policy
 
 MEMORY = 0.3  # of a GPU, for weights and cache; the rest is for training
@@ -78,7 +78,7 @@ class VLLM:
                 temperature=1.0,
                 max_tokens=limit,
                 logprobs=0,  # of the token that is taken, and of no other
-                seed=int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1,
+                seed=seed(key),
                 ignore_eos=True,  # whatever the model's configuration calls by that name
                 stop_token_ids=[eos],
                 detokenize=False,
@@ -101,9 +101,8 @@ class VLLM:
         """By the names of a saved model, a tied head too; of embedding and head the rows of the tokenizer's tokens; no drafts."""
         model = self.policy.model
         rows = {m.weight.data_ptr() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-        for name, weight in revert_weight_conversion(model, model.state_dict()).items():
-            if not name.startswith("mtp."):
-                yield name, weight[: self.policy.vocabulary] if weight.data_ptr() in rows else weight
+        for name, weight in revert_weight_conversion(model, models.undrafted(model)).items():
+            yield name, weight[: self.policy.vocabulary] if weight.data_ptr() in rows else weight
 
 
 def weights(logp_BT: Tensor, sampled_BT: Tensor) -> Tensor:

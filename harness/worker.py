@@ -56,9 +56,9 @@ def execute(config: RunConfig, root: Path, folder: Path, comparison: str, mirror
     tracker = WandbTracker(config, folder, comparison) if mirror else NoTracker()
     ok = False
     try:
-        if config.engine == "vllm" and devices.count() > 1:
-            raise BakeoffError('engine = "vllm" samples on the device of one process; train on one device')
         run = Run(config, root, folder, tracker)
+        if run.vllm and devices.count() > 1:
+            raise BakeoffError('engine = "vllm" samples on the device of one process; train on one device')
         if run.vllm and run.policy.routed:
             raise BakeoffError('engine = "vllm" keeps old weights of experts; sample from a mixture with engine = "own"')
         if run.policy.routed and devices.count() > 1:

@@ -14,6 +14,8 @@ unbiased. One gradient step a batch, as in the paper, so ρ = 1 and the clip nev
 Variants by their options: Dr. GRPO (arXiv:2503.20783) is scale = "none", aggregation = "constant"; DAPO's normalisation and
 clip-higher (arXiv:2503.14476, eq. 8) are aggregation = "token", clip_high = 0.28, beta = 0.
 
+Where another engine sampled, each token's term has that token's weight (harness/vllm_engine.py).
+
 Departures: std is the sample standard deviation (the paper does not say; TRL and verl use it).
 
 Other rewards by `source`:  "random" flips a coin instead of asking the verifier, the control that shows what sampling and

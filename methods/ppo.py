@@ -12,6 +12,8 @@ r_φ = -1, Â is whitened, the critic starts from the reward model. Departures: 
 pairs, not on fresh samples; means are over tokens, then over completions, not over the tokens of a
 minibatch; Â is whitened over the batch, not over each minibatch; policy and critic are separate networks, each with its own
 learning rate and clipping of its gradient.
+
+Where another engine sampled, Â_t in L(θ) is times the token's weight (harness/vllm_engine.py).
 """
 
 from __future__ import annotations
