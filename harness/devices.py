@@ -62,6 +62,12 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def joined(share: Mapping[int, T]) -> list[T]:
+    """What the processes have between them, by its index."""
+    everything = {i: value for part in gather(share) for i, value in part.items()}
+    return [everything[i] for i in range(len(everything))]
+
+
 def agreed(value: T) -> T:
     """What the first process says."""
     return gather(value)[0]

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from harness import checks, files, moe, ops
-from harness.generate import Samples, generate
+from harness.generate import Heard, Samples, generate
+from harness.judging import judged
 from harness.policy import taken
 from harness.speculative import Drafting, speculate
 from harness.task import Problem, Split, Task
@@ -45,17 +46,20 @@ def evaluate(
     eos, pad = run.tokenizer.eos_token_id, run.tokenizer.pad_token_id
     metrics, lines = dict[str, float](), list[dict[str, Any]]()
 
-    def judged(group: int, keys: list[str] | None) -> list[dict[str, Any]]:
+    def answers(group: int, keys: list[str] | None) -> list[dict[str, Any]]:
         tries = run.best_of[0] if run.best_of and keys is not None else 1
         drawn = [f"{key}/{i}" if i else key for key in keys for i in range(tries)] if keys is not None else None
-        y = generate(run.policy, prompts, group * tries, drawn, task.max_new_tokens, eos, pad)
-        if tries > 1:
-            y = y[picked(run, prompts, y, group, tries)]
+
+        def sample(heard: Heard) -> Samples:
+            if tries == 1:
+                return generate(run.policy, prompts, group, drawn, task.max_new_tokens, eos, pad, heard)
+            y = generate(run.policy, prompts, group * tries, drawn, task.max_new_tokens, eos, pad)
+            return y[picked(run, prompts, y, group, tries)].tell(heard)
+
         asked = [(p, k) for p in problems for k in range(group)]
+        y, texts, verdicts = judged(task, [p for p, _ in asked], run.tokenizer, sample)
         out = list[dict[str, Any]]()
-        for (p, k), tokens, ended in zip(asked, y.tokens, y.ended, strict=True):
-            text = run.text(tokens, ended)
-            verdict = task.judge(p, text, not ended)
+        for (p, k), tokens, text, verdict in zip(asked, y.tokens, texts, verdicts, strict=True):
             out.append(
                 {
                     "problem": p.id,
@@ -80,7 +84,7 @@ def evaluate(
             metrics.update(divergence(run, task, prompts, [y.tokens[i] for i in firsts], [y.logp[i] for i in firsts]))
         return out
 
-    sampled = judged(samples, [f"{run.decoding}/{run.config.seed}/{p.id}/{k}" for p in problems for k in range(samples)])
+    sampled = answers(samples, [f"{run.decoding}/{run.config.seed}/{p.id}/{k}" for p in problems for k in range(samples)])
     lines += sampled
     metrics["pass@1"] = mean(line["reward"] == 1.0 for line in sampled)
     metrics["reward"] = mean(line["reward"] for line in sampled)
@@ -88,7 +92,7 @@ def evaluate(
     metrics["truncated"] = mean(line["truncated"] for line in sampled)
     metrics |= lengths(sampled) | reasoning(sampled)
     if greedy:
-        lines += (best := judged(1, None))
+        lines += (best := answers(1, None))
         metrics["greedy"] = mean(line["reward"] == 1.0 for line in best)
     return metrics, lines
 

@@ -7,7 +7,7 @@ the t-th of them. So samples do not depend on the batch they were drawn in, on w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from harness.engines import engine
 from harness.policy import Policy
 
 ROWS = 512  # completions decoded at once
+
+Completion = tuple[list[int], list[float], bool]  # tokens, their log-probabilities, ended?
+Heard = Callable[[int, list[int], bool], None]  # index of a completion, its tokens, ended?
 
 
 def decoded(tokenizer: Any, tokens: list[int], ended: bool) -> str:
@@ -38,14 +41,19 @@ class Samples:
     def __getitem__(self, rows: Sequence[int]) -> Samples:
         return Samples([self.tokens[i] for i in rows], [self.logp[i] for i in rows], [self.ended[i] for i in rows])
 
-    def add(self, tokens_BN: Tensor, logp_BN: Tensor, eos: int) -> None:
-        """Rows that end with their first EOS, or with their last column."""
-        for row, logp in zip(tokens_BN.tolist(), logp_BN.tolist(), strict=True):
-            ended = eos in row
-            n = row.index(eos) + 1 if ended else len(row)
-            self.tokens.append(row[:n])
-            self.logp.append(logp[:n])
-            self.ended.append(ended)
+    def tell(self, heard: Heard) -> Samples:
+        """Itself, once all of it has been heard."""
+        for i, (tokens, ended) in enumerate(zip(self.tokens, self.ended, strict=True)):
+            heard(i, tokens, ended)
+        return self
+
+
+def cut(tokens_BN: Tensor, logp_BN: Tensor, eos: int) -> Iterator[Completion]:
+    """Rows that end with their first EOS, or with their last column."""
+    for row, logp in zip(tokens_BN.tolist(), logp_BN.tolist(), strict=True):
+        ended = eos in row
+        n = row.index(eos) + 1 if ended else len(row)
+        yield row[:n], logp[:n], ended
 
 
 def seed(key: str) -> int:
@@ -61,22 +69,39 @@ def uniforms(key: str, n: int) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 @torch.no_grad()
 def generate(
-    policy: Policy, prompts: Sequence[list[int]], group: int, keys: Sequence[str] | None, limit: int, eos: int, pad: int
+    policy: Policy,
+    prompts: Sequence[list[int]],
+    group: int,
+    keys: Sequence[str] | None,
+    limit: int,
+    eos: int,
+    pad: int,
+    heard: Heard | None = None,
 ) -> Samples:
     """`group` completions of each prompt, of at most `limit` tokens, at temperature 1 from the whole distribution.
 
     prompts   P lists of token ids, none of them empty
     keys      P·group strings, one a completion; None decodes greedily
+    heard     told of completions that have ended, while others are sampled
 
-    Of several processes, each samples for its share of the prompts, and all have all completions.
+    Of several processes, each samples for its share of the prompts and hears of it, and all have all completions.
     """
-    out = Samples([], [], [])
+    share = dict[int, Completion]()
     asked = devices.mine(range(len(prompts)))
-    drawn = None if keys is None else [keys[p * group + g] for p in asked for g in range(group)]
+    mine = [p * group + g for p in asked for g in range(group)]
+    drawn = None if keys is None else [keys[i] for i in mine]
     for part, u_BN in batches(policy, [prompts[p] for p in asked], group, drawn, limit):
-        out.add(*decode(policy, part, group, u_BN, limit, eos, pad), eos)
-    shares = [iter(zip(y.tokens, y.logp, y.ended, strict=True)) for y in devices.gather(out)]
-    rows = [next(shares[p % len(shares)]) for p in range(len(prompts)) for _ in range(group)]
+        here, mine = mine[: len(part) * group], mine[len(part) * group :]
+        for rows_R, tokens_RN, logp_RN in decode(policy, part, group, u_BN, limit, eos, pad):
+            for row, completion in zip(rows_R.tolist(), cut(tokens_RN, logp_RN, eos), strict=True):
+                share[here[row]] = completion
+                if heard:
+                    heard(here[row], completion[0], completion[2])
+    return samples(devices.joined(share))
+
+
+def samples(completions: Iterable[Completion]) -> Samples:
+    rows = list(completions)
     return Samples([tokens for tokens, _, _ in rows], [logp for _, logp, _ in rows], [ended for _, _, ended in rows])
 
 
@@ -104,8 +129,8 @@ def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device, le
 
 def decode(
     policy: Policy, prompts: Sequence[list[int]], group: int, u_BN: Tensor | None, limit: int, eos: int, pad: int
-) -> tuple[Tensor, Tensor]:
-    """[B, limit] tokens and their log-probabilities; what follows EOS is EOS, with log-probability 0.
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """[R] rows that have finished, [R, limit] their tokens and log-probabilities; after EOS comes EOS, with log-probability 0.
 
     Prompts are read once a group, padded on the left; finished rows leave the batch when a quarter of it has finished.
     """
@@ -125,13 +150,14 @@ def decode(
             done_B = done_B | (token_B == eos)
             finished = int(done_B.sum())
             if n + 1 == limit or finished == len(done_B):
-                break
+                yield alive_B, tokens_BN[alive_B], logp_BN[alive_B]
+                return
             if finished * 4 >= len(done_B):
-                rows = torch.nonzero(~done_B).flatten()
+                left_R, rows = alive_B[done_B], torch.nonzero(~done_B).flatten()
+                yield left_R, tokens_BN[left_R], logp_BN[left_R]
                 reader.keep(rows)
                 alive_B, token_B, done_B = alive_B[rows], token_B[rows], done_B[rows]
             logits_BV = reader.append(token_B)
-    return tokens_BN, logp_BN
 
 
 def pick(logits_BV: Tensor, u_B: Tensor | None) -> tuple[Tensor, Tensor]:

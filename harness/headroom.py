@@ -9,7 +9,8 @@ from typing import Any
 
 from harness import models, plugins
 from harness.evaluate import mean
-from harness.generate import decoded, generate
+from harness.generate import generate
+from harness.judging import judged
 from harness.policy import Policy
 from harness.task import Task
 
@@ -40,11 +41,10 @@ def correct(task: Task, policy: Policy, tokenizer: Any) -> list[int]:
     problems = task.problems("validation")[:PROBLEMS]
     prompts = [tokenizer(p.prompt)["input_ids"] for p in problems]
     keys = [f"headroom/{p.id}/{k}" for p in problems for k in range(SAMPLES)]
-    y = generate(policy, prompts, SAMPLES, keys, task.max_new_tokens, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    out = [0] * len(problems)
-    for i, (tokens, ended) in enumerate(zip(y.tokens, y.ended, strict=True)):
-        out[i // SAMPLES] += task.judge(problems[i // SAMPLES], decoded(tokenizer, tokens, ended), not ended).correct
-    return out
+    limits = task.max_new_tokens, tokenizer.eos_token_id, tokenizer.pad_token_id
+    asked = [p for p in problems for _ in range(SAMPLES)]
+    _, _, verdicts = judged(task, asked, tokenizer, lambda heard: generate(policy, prompts, SAMPLES, keys, *limits, heard))
+    return [sum(v.correct for v in verdicts[i : i + SAMPLES]) for i in range(0, len(verdicts), SAMPLES)]
 
 
 def flag(row: dict[str, Any]) -> str:

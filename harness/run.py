@@ -28,7 +28,8 @@ from torch.optim import Optimizer
 from harness import checks, devices, files, models, ops, plugins, vllm_engine
 from harness.comparison import RunConfig
 from harness.errors import TrustError
-from harness.generate import decoded, generate, seed
+from harness.generate import Heard, Samples, generate, seed
+from harness.judging import judged
 from harness.meter import CLOCK, Meter
 from harness.method import B, Batch, Method, Rollouts, padded
 from harness.policy import Policy, Scalar, checksum
@@ -155,15 +156,15 @@ class Run:
         prompts = [self.prompt_ids(p) for p in problems]
         limit = self.task.max_new_tokens
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        if self.vllm and sampler is self.policy:
-            y = self.vllm.generate(prompts, group, keys, limit, eos)
-        else:
-            y = generate(sampler, prompts, group, keys, limit, eos, pad)
-        self.meter.sample(sum(map(len, prompts)), sum(map(len, y.tokens)), sampler.flops_per_token())
+
+        def sample(heard: Heard) -> Samples:
+            if self.vllm and sampler is self.policy:
+                return self.vllm.generate(prompts, group, keys, limit, eos, heard)
+            return generate(sampler, prompts, group, keys, limit, eos, pad, heard)
 
         asked = [(p, prompt) for p, prompt in zip(problems, prompts, strict=True) for _ in range(group)]
-        texts = [self.text(tokens, ended) for tokens, ended in zip(y.tokens, y.ended, strict=True)]
-        verdicts = [self.task.judge(p, text, not ended) for (p, _), text, ended in zip(asked, texts, y.ended, strict=True)]
+        y, texts, verdicts = judged(self.task, [p for p, _ in asked], self.tokenizer, sample)
+        self.meter.sample(sum(map(len, prompts)), sum(map(len, y.tokens)), sampler.flops_per_token())
         self.meter.verifier_calls += len(verdicts)
         self.meter.lap()
         batch = self.pad([prompt for _, prompt in asked], y.tokens)
@@ -174,7 +175,7 @@ class Run:
             {"problem": p.id, "prompt": p.prompt, "completion": text, "length": len(tokens), **asdict(v)}
             for (p, _), text, tokens, v in list(zip(asked, texts, y.tokens, verdicts, strict=True))[:SHOWN]
         ]
-        judged = Rollouts(
+        rollouts = Rollouts(
             batch.tokens_BT,
             batch.mask_BT,
             logp_BT,
@@ -184,7 +185,7 @@ class Run:
             trace_B=torch.tensor([v.trace is True for v in verdicts]).float(),
             weight_BT=batch.mask_BT,
         )
-        return judged.to(self.policy.device), shown
+        return rollouts.to(self.policy.device), shown
 
     def encode(self, problems: Sequence[Problem]) -> Batch:
         """The worked solutions of the problems, as sequences to learn from."""
@@ -239,9 +240,6 @@ class Run:
 
     def prompt_ids(self, problem: Problem) -> list[int]:
         return self.tokenizer(problem.prompt)["input_ids"]
-
-    def text(self, tokens: list[int], ended: bool) -> str:
-        return decoded(self.tokenizer, tokens, ended)
 
     def pad(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> Batch:
         return padded(prompts, completions, self.tokenizer.pad_token_id).to(self.policy.device)

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.engines import Layer, Native, Place, front, normed, roomy
-from harness.generate import Samples, batches, left_padded, quantile
+from harness.generate import Completion, Samples, batches, cut, left_padded, quantile, samples
 from harness.policy import Policy
 
 DRAFT, ACCEPT, PICK = range(3)  # random numbers of a token
@@ -55,11 +55,11 @@ def speculate(
     """
     if not Drafting.reads(policy):
         raise ValueError("speculative decoding needs a model with modules of multi-token prediction, read natively")
-    out, counts = Samples([], [], []), Drafted()
+    rows, counts = list[Completion](), Drafted()
     for part, u_BN in batches(policy, prompts, group, keys, 3 * limit):
         with policy.sampling():
-            out.add(*decode(policy, part, group, u_BN, limit, eos, pad, counts), eos)
-    return out, counts
+            rows += cut(*decode(policy, part, group, u_BN, limit, eos, pad, counts), eos)
+    return samples(rows), counts
 
 
 def decode(

@@ -57,6 +57,7 @@ class Task:
     verify: Verifier
     chance: float  # pass@1 of someone who knows the format and guesses
     max_new_tokens: int  # long enough for every gold solution, in characters
+    waits: bool = False  # `verify` waits for another process: it is asked in a thread of its own, while others are sampled
 
     def judge(self, problem: Problem, completion: str, truncated: bool) -> Verdict:
         """The verdict on a sampled completion: one that was cut off has no answer."""

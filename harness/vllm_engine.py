@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from harness import models
-from harness.generate import Samples, seed
+from harness.generate import Completion, Heard, Samples, samples, seed
 from harness.policy import Policy
 
 MEMORY = 0.3  # of a GPU, for weights and cache; the rest is for training
@@ -64,17 +64,28 @@ class VLLM:
             enforce_eager=self.policy.device.type == "cpu",  # elsewhere: CUDA graphs
         )
 
-    def generate(self, prompts: Sequence[list[int]], group: int, keys: Sequence[str], limit: int, eos: int) -> Samples:
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        group: int,
+        keys: Sequence[str],
+        limit: int,
+        eos: int,
+        heard: Heard | None = None,
+    ) -> Samples:
         """`group` completions of each prompt, of at most `limit` tokens, at temperature 1 from μ, with log μ of each token.
 
-        keys   P·group strings, one a completion, that seed its random numbers
+        keys    P·group strings, one a completion, that seed its random numbers
+        heard   told of completions that have ended, while others are sampled
         """
         self.sync()
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
-        asked = [{"prompt_token_ids": prompt} for prompt in prompts for _ in range(group)]
-        how = [
-            SamplingParams(
+        engine = self.llm.llm_engine
+        asked = engine.renderer.render_cmpl([{"prompt_token_ids": prompt} for prompt in prompts for _ in range(group)])
+        for i, (prompt, key) in enumerate(zip(asked, keys, strict=True)):
+            how = SamplingParams(
                 temperature=1.0,
                 max_tokens=limit,
                 logprobs=0,  # of the token that is taken, and of no other
@@ -82,15 +93,18 @@ class VLLM:
                 ignore_eos=True,  # whatever the model's configuration calls by that name
                 stop_token_ids=[eos],
                 detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            for key in keys
-        ]
-        drawn = [request.outputs[0] for request in self.llm.generate(asked, how, use_tqdm=False)]
-        return Samples(
-            tokens=[list(one.token_ids) for one in drawn],
-            logp=[[at[token].logprob for token, at in zip(one.token_ids, one.logprobs, strict=True)] for one in drawn],
-            ended=[one.finish_reason == "stop" for one in drawn],
-        )
+            engine.add_request(str(i), prompt, how)
+        drawn = dict[int, Completion]()
+        while engine.has_unfinished_requests():
+            for request in engine.step():
+                i, one = int(request.request_id), request.outputs[0]
+                logp = [at[token].logprob for token, at in zip(one.token_ids, one.logprobs, strict=True)]
+                drawn[i] = list(one.token_ids), logp, one.finish_reason == "stop"
+                if heard:
+                    heard(i, drawn[i][0], drawn[i][2])
+        return samples(drawn[i] for i in range(len(keys)))
 
     def sync(self) -> None:
         """Hand over the policy's weights, and forget what was computed from the ones before."""

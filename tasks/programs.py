@@ -93,4 +93,5 @@ TASK = Task(
     verify=reasoned(verify, lambda thought: thought.split(";")),
     chance=0.0005,
     max_new_tokens=64,
+    waits=True,
 )

@@ -87,6 +87,26 @@ def test_the_same_call_gives_the_same_samples(policy, eos, together):
     assert sampled(policy, eos) == together
 
 
+def test_completions_are_heard_once_each_as_soon_as_their_rows_leave_the_batch(policy, eos, together, monkeypatch):
+    heard, left = {}, []  # by index; and how many had been heard when the engine let rows go
+
+    class Watched(sampler.engine(policy).__class__):
+        def keep(self, rows):
+            left.append(len(heard))
+            super().keep(rows)
+
+    def hear(i, tokens, ended):
+        assert i not in heard
+        heard[i] = tokens, ended
+
+    monkeypatch.setattr(sampler, "engine", Watched)
+    generate(policy, PROMPTS, GROUP, KEYS, LIMIT, eos, PAD, hear)
+    assert heard == dict(enumerate(zip(together.tokens, together.ended, strict=True)))
+    assert list(heard) != sorted(heard)
+    assert left[0] >= len(KEYS) / 4
+    assert left[-1] < len(KEYS)
+
+
 def test_samples_do_not_depend_on_the_order_of_the_prompts(policy, eos, together):
     order = [4, 0, 6, 2, 5, 1, 3]
     assert agree(sampled(policy, eos, order), rows(together, [i * GROUP + k for i in order for k in range(GROUP)]))

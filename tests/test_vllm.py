@@ -100,8 +100,8 @@ class Elsewhere:
     def __init__(self, policy: Policy):
         self.policy = policy
 
-    def generate(self, prompts: list[list[int]], group: int, keys: list[str], limit: int, eos: int) -> Samples:
-        return generate(self.policy, prompts, group, keys, limit, eos, PAD)
+    def generate(self, prompts, group, keys, limit, eos, heard):
+        return generate(self.policy, prompts, group, keys, limit, eos, PAD, heard)
 
 
 def rollouts_from_elsewhere(folder, tmp_path, by: float) -> tuple[Run, Run]:
@@ -183,8 +183,8 @@ def test_after_a_kill_samples_and_steps_since_the_checkpoint_are_drawn_anew(fold
             super().__init__(policy)
             self.process = next(processes)
 
-        def generate(self, prompts: list[list[int]], group: int, keys: list[str], limit: int, eos: int) -> Samples:
-            return super().generate(prompts, group, [f"{self.process}/{key}" for key in keys], limit, eos)
+        def generate(self, prompts, group, keys, limit, eos, heard):
+            return super().generate(prompts, group, [f"{self.process}/{key}" for key in keys], limit, eos, heard)
 
     class Killed(Exception): ...
 
@@ -256,6 +256,22 @@ def test_a_completion_of_vllms_depends_on_its_key_and_not_on_its_neighbours(engi
     assert engine.generate(PROMPTS[:1], 4, keys(4), LIMIT, EOS).tokens == alone.tokens
     assert engine.generate(PROMPTS[:1], 4, keys(4, "b"), LIMIT, EOS).tokens != alone.tokens
     assert engine.generate(PROMPTS, 4, keys(12), LIMIT, EOS).tokens[:4] == alone.tokens
+
+
+@needs_vllm
+@pytest.mark.filterwarnings("default")
+def test_vllms_completions_are_heard_once_each_as_they_end(engine):
+    heard = {}
+
+    def hear(i, tokens, ended):
+        assert i not in heard
+        heard[i] = tokens, ended
+
+    y = engine.generate(PROMPTS, 64, keys(192), LIMIT, EOS, hear)
+    assert heard == dict(enumerate(zip(y.tokens, y.ended, strict=True)))
+    assert list(heard) != sorted(heard)
+    lengths = [len(tokens) for tokens, _ in heard.values()]
+    assert lengths == sorted(lengths)
 
 
 @needs_vllm
