@@ -16,18 +16,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import models
 from harness.environment import cpu, git
 from harness.errors import MISSING
+
+if TYPE_CHECKING:
+    from harness.method import Method
+    from harness.run import Run
 
 PRESET = "dense"
 TASK = "arithmetic"
@@ -191,7 +195,7 @@ class Base:
 
 
 @contextmanager
-def base(root: Path, threads: int) -> Iterator[tuple[Base, Path]]:
+def base(root: Path, threads: int) -> Generator[tuple[Base, Path]]:
     """The preset's pretrained weights under `root`, or random ones; and a folder to write to that is gone afterwards."""
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -213,7 +217,7 @@ def base(root: Path, threads: int) -> Iterator[tuple[Base, Path]]:
         yield Base(scratch / "base", "random"), scratch
 
 
-def open_run(base: Base, folder: Path, method: str, steps: int, limit: int, **options: Any) -> tuple[Any, Any]:
+def open_run(base: Base, folder: Path, method: str, steps: int, limit: int, **options: Any) -> tuple[Run, Method[Any]]:
     """A Run and its method: the task of all benchmarks, next to nothing to evaluate."""
     from harness.comparison import Comparison, Evaluation
     from harness.meter import Budget

@@ -38,6 +38,7 @@ def main() -> None:
         model, tokenizer = models.load(folder)
         policy = Policy(model).frozen()
         facts = models.facts(model)
+        assert facts.cache_elements is not None
         table = dict[str, Any](elements=facts.cache_elements, formula_bytes=4 * facts.cache_elements, bytes=facts.cache_bytes)
         plain_N, solved = read(policy, tokenizer, task, problems, None)
         table["float32"] = {"solved": solved}

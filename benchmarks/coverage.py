@@ -40,7 +40,9 @@ def collect(root: Path) -> Pool:
     """The pool of the comparison `seeds` under `root`, of seeds that both arms finished, problems in the order of their names."""
     runs = {(run.label, run.seed): run for run in load(root, "seeds").runs if run.done}
     arms = sorted({label for label, _ in runs})
-    both = sorted(seed for label, seed in runs if label == arms[0] and all((arm, seed) in runs for arm in arms))
+    both = sorted(
+        seed for label, seed in runs if label == arms[0] and seed is not None and all((arm, seed) in runs for arm in arms)
+    )
     pool: Pool = {}
     for arm in arms:
         rows = list[list[int]]()
@@ -141,7 +143,8 @@ def against_itself(scores_SN: np.ndarray, n: int, trials: int) -> tuple[float, f
         first, second = (dict(enumerate(means[half])) for half in (seeds[:n], seeds[n:]))
         alarms.append(paired(first, second).excludes(0))
         found.append(paired({seed: score + planted for seed, score in first.items()}, second).low > 0)
-        checkpoints.append(clustered(*({str(i): x for i, x in enumerate(scores_SN[s])} for s in seeds[:2])).excludes(0))
+        one, other = ({str(i): x for i, x in enumerate(scores_SN[s])} for s in seeds[:2])
+        checkpoints.append(clustered(one, other).excludes(0))
     return float(np.mean(alarms)), float(np.mean(checkpoints)), float(np.mean(found))
 
 

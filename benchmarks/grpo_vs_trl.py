@@ -40,7 +40,7 @@ def ours(base: side.Base, scratch: Path, updates: int) -> side.Figures:
 def theirs(base: side.Base, scratch: Path, updates: int, **settings: Any) -> side.Figures:
     """One GRPOTrainer.train() on the prompts that ours had; the first step is not timed."""
     from datasets import Dataset
-    from trl import GRPOTrainer
+    from trl import GRPOTrainer  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
 
     from benchmarks import _trl
     from harness import models, plugins
@@ -51,7 +51,7 @@ def theirs(base: side.Base, scratch: Path, updates: int, **settings: Any) -> sid
     tokenizer.padding_side = "left"
     lengths = list[int]()
 
-    def verify(completions: list[str], completion_ids: list[list[int]], index: list[int], **_: Any) -> list[float]:
+    def verify(completions: list[str], completion_ids: list[list[int]], index: list[int], **_: Any) -> list[float | None]:
         lengths.extend(map(len, completion_ids))
         rows = zip(index, completions, completion_ids, strict=True)
         return [task.judge(problems[i], text, ids[-1] != tokenizer.eos_token_id).reward for i, text, ids in rows]
@@ -66,11 +66,11 @@ def theirs(base: side.Base, scratch: Path, updates: int, **settings: Any) -> sid
 
 
 def config(folder: Path, updates: int, **settings: Any) -> Any:
-    from trl import GRPOConfig
+    from trl import GRPOConfig  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
 
     from benchmarks import _trl
 
-    arguments = {
+    arguments: dict[str, Any] = {
         **_trl.QUIET,
         **_trl.EQUAL,
         "output_dir": str(folder),

@@ -33,13 +33,13 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    tokenizer = character_tokenizer()
+    tokenizer: Any = character_tokenizer()
     tokens_BT = torch.randint(3, len(tokenizer), (ROWS, TOKENS))
     batch = Batch(tokens_BT, torch.ones(tokens_BT.shape))
     prompts = [tokenizer("438+57=")["input_ids"]] * PROMPTS
     never = len(tokenizer)  # no token, so nothing ends
 
-    def figures(policy: Any, optimizer: Any) -> side.Figures:
+    def figures(policy: Policy, optimizer: torch.optim.Optimizer) -> side.Figures:
         started = time.perf_counter()
         for _ in range(options.updates):
             (-policy.logp(batch.tokens_BT).mean() + policy.aux_loss(batch)).backward()

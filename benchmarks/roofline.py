@@ -63,7 +63,7 @@ def main() -> None:
 
         def loss(part: Any) -> Any:
             value, metrics = method.loss(policy, part)
-            return value + policy.aux_loss(), metrics | {"loss": value.item()}
+            return value + policy.aux_loss(part), metrics | {"loss": value.item()}
 
         def step() -> side.Figures:
             """GFLOP/s of the step and of each of its phases."""

@@ -49,7 +49,7 @@ def ours(base: side.Base, scratch: Path, updates: int) -> side.Figures:
 def theirs(base: side.Base, scratch: Path, updates: int, packing: Packing | None) -> side.Figures:
     """One SFTTrainer.train() on the sequences that ours had, or more where they are packed; the first step is not timed."""
     from datasets import Dataset
-    from trl import SFTTrainer
+    from trl import SFTTrainer  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
 
     from benchmarks import _trl
     from harness import models
@@ -61,7 +61,7 @@ def theirs(base: side.Base, scratch: Path, updates: int, packing: Packing | None
         data = Dataset.from_dict({"prompt": [p.prompt for p in problems], "completion": [p.solution for p in problems]})
         mean = statistics.mean(len(tokenizer(p.prompt + p.solution)["input_ids"]) + 1 for p in problems)
         args = config(Path(folder), updates, packing, mean)
-        trainer = SFTTrainer(model, args=args, train_dataset=data, processing_class=tokenizer)
+        trainer: Any = SFTTrainer(model, args=args, train_dataset=data, processing_class=tokenizer)
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
         timed = trainer.train_dataset["input_ids"][rows : rows * (updates + 1)]
         assert len(timed) == rows * updates
@@ -72,7 +72,7 @@ def theirs(base: side.Base, scratch: Path, updates: int, packing: Packing | None
 
 def config(folder: Path, updates: int, packing: Packing | None, mean: float) -> Any:
     """TRL's arguments. Packed, a step has about as many tokens as unpacked, `mean` a sequence."""
-    from trl import SFTConfig
+    from trl import SFTConfig  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
 
     from benchmarks import _trl
 

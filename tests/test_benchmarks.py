@@ -136,3 +136,12 @@ def test_a_benchmark_ends_with_its_line(tmp_path):
     assert line["model"]["weights"] == "random"
     for name in ("ours", "theirs"):
         assert 0 < line[name]["tokens_per_batch"]["median"] <= line["prompts"] * line["group"] * line["max_new_tokens"]
+
+
+@pytest.mark.slow
+def test_the_roofline_is_of_a_step_and_of_each_of_its_phases(tmp_path):
+    done = command("roofline", "--pairs", "1", "--threads", "1", "--root", tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout)
+    assert 0 < line["ratio"] < 1
+    assert all(0 < line["shares"][phase]["median"] < 1 for phase in ("sampling", "scoring", "training"))
