@@ -1,9 +1,9 @@
 """One run on several processes, each with a device of its own, started by accelerate.
 
 Every process is the same program with the same weights, problems and random numbers. What is dear is shared out: completions are
-sampled by prompt, with keyed random numbers, and gathered; gradients are taken by micro-batch, and summed. The micro-batches are
-those of a single process, so that the gradient differs from its own in the order of a sum alone. The first process writes the
-run; the others write into a copy that is thrown away.
+sampled by prompt, with keyed random numbers, judged and gathered; gradients are taken by micro-batch, and summed. The
+micro-batches are those of a single process, so that the gradient differs from its own in the order of a sum alone. The first
+process writes the run; the others write into a copy that is thrown away.
 """
 
 from __future__ import annotations

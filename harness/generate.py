@@ -82,7 +82,7 @@ def generate(
 
     prompts   P lists of token ids, none of them empty
     keys      P·group strings, one a completion; None decodes greedily
-    heard     told of completions that have ended, while others are sampled
+    heard     told of every completion once, as they finish, while others are sampled
 
     Of several processes, each samples for its share of the prompts and hears of it, and all have all completions.
     """
@@ -101,6 +101,7 @@ def generate(
 
 
 def samples(completions: Iterable[Completion]) -> Samples:
+    """Of completions in their order."""
     rows = list(completions)
     return Samples([tokens for tokens, _, _ in rows], [logp for _, logp, _ in rows], [ended for _, _, ended in rows])
 
@@ -130,7 +131,7 @@ def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device, le
 def decode(
     policy: Policy, prompts: Sequence[list[int]], group: int, u_BN: Tensor | None, limit: int, eos: int, pad: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """[R] rows that have finished, [R, limit] their tokens and log-probabilities; after EOS comes EOS, with log-probability 0.
+    """As rows finish: [R] their indices, [R, limit] tokens and log-probabilities; after EOS comes EOS, with log-probability 0.
 
     Prompts are read once a group, padded on the left; finished rows leave the batch when a quarter of it has finished.
     """

@@ -11,6 +11,8 @@ from harness import devices
 from harness.generate import Heard, Samples, decoded
 from harness.task import Problem, Task, Verdict
 
+Result = tuple[str, Verdict] | Exception  # the text of a completion and the verdict on it, or why there is none
+
 
 def judged(
     task: Task, asked: Sequence[Problem], tokenizer: Any, sample: Callable[[Heard], Samples]
@@ -20,15 +22,23 @@ def judged(
     asked    the problem of each completion
     sample   tells the function that it is given of every completion
 
-    A verifier that waits for another process is asked in a thread of its own, one completion after another; others would only
-    take turns with the sampling. Of several processes, each judges what it hears of, and all have all verdicts.
+    A verifier that waits for another process is asked in a thread of its own, one completion after another as they finish; others
+    would only take turns with the sampling. Of several processes, each judges what it hears of, and all have all verdicts.
+
+    Raises, in all processes, what the verifier raises in one of them, once all is sampled; it is not asked again meanwhile.
     """
+    failures = list[Exception]()
+    results = dict[int, Callable[[], Result]]()
 
-    def judge(i: int, tokens: list[int], ended: bool) -> tuple[str, Verdict]:
-        text = decoded(tokenizer, tokens, ended)
-        return text, task.judge(asked[i], text, not ended)
-
-    results = dict[int, Callable[[], tuple[str, Verdict]]]()
+    def judge(i: int, tokens: list[int], ended: bool) -> Result:
+        if failures:
+            return failures[0]
+        try:
+            text = decoded(tokenizer, tokens, ended)
+            return text, task.judge(asked[i], text, not ended)
+        except Exception as error:
+            failures.append(error)
+            return error
 
     def here(i: int, tokens: list[int], ended: bool) -> None:
         results[i] = partial(judge, i, tokens, ended)
@@ -42,4 +52,10 @@ def judged(
         found = devices.joined({i: result() for i, result in results.items()})
     finally:
         thread.shutdown(cancel_futures=True)
-    return y, [text for text, _ in found], [verdict for _, verdict in found]
+    texts, verdicts = list[str](), list[Verdict]()
+    for result in found:
+        if isinstance(result, Exception):
+            raise result
+        texts.append(result[0])
+        verdicts.append(result[1])
+    return y, texts, verdicts

@@ -76,7 +76,7 @@ class VLLM:
         """`group` completions of each prompt, of at most `limit` tokens, at temperature 1 from μ, with log μ of each token.
 
         keys    P·group strings, one a completion, that seed its random numbers
-        heard   told of completions that have ended, while others are sampled
+        heard   told of every completion once, as they finish, while others are sampled
         """
         self.sync()
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]

@@ -145,3 +145,14 @@ def test_the_roofline_is_of_a_step_and_of_each_of_its_phases(tmp_path):
     line = json.loads(done.stdout)
     assert 0 < line["ratio"] < 1
     assert all(0 < line["shares"][phase]["median"] < 1 for phase in ("sampling", "scoring", "training"))
+
+
+@pytest.mark.slow
+def test_judging_is_measured_of_an_evaluation_and_of_a_batch(tmp_path):
+    done = command("judging", "--pairs", "1", "--root", tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout)
+    assert line["ratio"] > 0
+    assert line["ratio_batch"] > 0
+    for size in ("evaluation", "batch"):
+        assert line[size]["ours"]["right"] == line[size]["theirs"]["right"]

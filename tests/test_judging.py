@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
+from conftest import METHODS, config_of, open_run
 from transformers import PreTrainedTokenizerFast
 
-from harness import devices
+from harness import devices, engines, plugins
+from harness import generate as sampler
+from harness.evaluate import evaluate
 from harness.generate import Samples
 from harness.judging import judged
 from harness.pretrain import character_tokenizer
@@ -72,12 +76,59 @@ def test_a_verifier_that_does_not_say_that_it_waits_is_asked_in_the_thread_that_
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_what_a_verifier_raises_is_raised(waits):
+def test_what_a_verifier_raises_is_raised_and_it_is_not_asked_again(waits):
+    asked = []
+
     def verify(*_):
+        asked.append(1)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         judged(task(verify, waits), PROBLEMS, TOKENIZER, SAMPLES.tell)
+    assert asked == [1]
+
+
+def test_what_a_verifier_raises_in_another_process_is_raised_here_too(monkeypatch):
+    monkeypatch.setattr(devices, "gather", lambda share: [share, {2: ZeroDivisionError("there")}])
+
+    def sample(heard):
+        heard(0, SAMPLES.tokens[0], True)
+        heard(1, SAMPLES.tokens[1], True)
+        return SAMPLES
+
+    with pytest.raises(ZeroDivisionError, match="there"):
+        judged(task(same, waits=False), PROBLEMS, TOKENIZER, sample)
+
+
+def test_programs_are_judged_while_others_are_sampled():
+    assert plugins.find("tasks", "programs").waits
+
+
+@pytest.mark.parametrize("what", ["rollouts", "evaluation"])
+def test_rollouts_and_evaluations_ask_for_verdicts_before_all_is_sampled(root, tmp_path, monkeypatch, what):
+    run = open_run(config_of(root, **METHODS["grpo"]), root, tmp_path / "run")
+    asked, waited = threading.Event(), []
+
+    class Patient(engines.Native):
+        """Goes on with the rows that are left only when somebody has asked about those that are not."""
+
+        def keep(self, rows):
+            waited.append(asked.wait(10))
+            super().keep(rows)
+
+    def verify(_problem, completion):
+        asked.set()
+        return Verdict(0.0, completion)
+
+    monkeypatch.setattr(sampler, "engine", Patient)
+    run.task = replace(run.task, verify=verify, waits=True)
+    problems = run.problems(16)
+    if what == "rollouts":
+        run.rollouts(problems, 4)
+    else:
+        evaluate(run, run.task, problems, 4, greedy=False)
+    assert waited
+    assert all(waited)
 
 
 def test_where_sampling_is_interrupted_no_further_verdict_is_waited_for():
@@ -92,7 +143,7 @@ def test_where_sampling_is_interrupted_no_further_verdict_is_waited_for():
     def sample(heard):
         SAMPLES.tell(heard)
         assert begun.wait(10)
-        threading.Timer(0.2, go_on.set).start()
+        threading.Timer(2, go_on.set).start()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -100,7 +151,8 @@ def test_where_sampling_is_interrupted_no_further_verdict_is_waited_for():
     assert asked == ["12"]
 
 
-def test_a_process_judges_what_it_hears_of_and_has_the_verdicts_of_all(monkeypatch):
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_process_judges_what_it_hears_of_and_has_the_verdicts_of_all(waits, monkeypatch):
     asked = []
 
     def verify(problem, completion):
@@ -113,7 +165,7 @@ def test_a_process_judges_what_it_hears_of_and_has_the_verdicts_of_all(monkeypat
 
     others = {0: ("12", Verdict(1.0, "of the other process")), 2: ("45", Verdict(0.0))}
     monkeypatch.setattr(devices, "gather", lambda share: [others, share])
-    _, texts, verdicts = judged(task(verify, waits=False), PROBLEMS, TOKENIZER, sample)
+    _, texts, verdicts = judged(task(verify, waits), PROBLEMS, TOKENIZER, sample)
     assert texts == TEXTS
     assert [v.answer for v in verdicts] == ["of the other process", "3", None]
     assert asked == ["3"]
