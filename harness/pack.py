@@ -92,8 +92,10 @@ def shortened(path: Path) -> list[dict[str, Any]]:
 def unpack(packed: Path, root: Path) -> tuple[str, int]:
     """Put back what `pack` wrote; the comparison's name, and how many runs were not there before.
 
-    Raises BakeoffError, nothing written, for a file that `pack` has not written.
+    Raises BakeoffError, nothing written, for a file that is not there, or that `pack` has not written.
     """
+    if not packed.exists():
+        raise BakeoffError(f"{packed}: no such file; bakeoff pack writes docs/results/NAME.jsonl.xz")
     try:
         lines = [json.loads(line) for line in lzma.decompress(packed.read_bytes()).splitlines()]
         first, *runs = lines

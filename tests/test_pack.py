@@ -117,6 +117,8 @@ def test_what_is_not_there_or_not_packed_is_refused_in_one_line(tmp_path, cli):
     for args in (("unpack", tmp_path / "none.jsonl.xz"), ("unpack", tmp_path / "x.jsonl.xz"), ("pack", "nosuch")):
         code, out, err = cli(*args, "--root", tmp_path)
         assert (code, out, err.count("\n")) == (2, "", 1)
+    said = f"bakeoff: {tmp_path / 'smoke'}: no such file; bakeoff pack writes docs/results/NAME.jsonl.xz\n"
+    assert cli("unpack", tmp_path / "smoke", "--root", tmp_path) == (2, "", said)
 
 
 def test_what_is_known_here_of_the_comparison_stays_and_the_rest_stands_beside_it(smoke, packed, tmp_path):
